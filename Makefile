@@ -1,0 +1,54 @@
+# Two commands for a fresh clone: `make reproduce-meit` and `make test`. Both build .venv on first use.
+SHELL := /bin/bash
+PY := .venv/bin/python
+TIER ?= laptop
+DATA_ROOT ?= data/official
+export DATA_ROOT
+PAPERS := meit
+DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint bench reproduce
+
+help:  ## list the targets
+	@grep -hE '^[a-z<>%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
+	@echo "papers: $(PAPERS)    data sets: $(DATASETS)"
+
+# .venv/.ready is younger than pyproject.toml exactly when the environment matches its pins.
+setup: .venv/.ready  ## build .venv with the pinned versions
+.venv/.ready: pyproject.toml
+	@echo "building .venv (a few minutes, once)"
+	@test -x $(PY) || python3 -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+test: .venv/.ready  ## all tests but the slow ones
+	$(PY) -m pytest
+
+test-slow: .venv/.ready  ## the slow tests
+	$(PY) -m pytest -m slow
+
+lint: .venv/.ready  ## ruff and the import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+bench: .venv/.ready  ## every speed claim as a ratio against a named reference
+	$(PY) -m tests.benchmarks
+
+reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other
+
+reproduce-%: .venv/.ready  ## reproduce-<paper>: TIER=smoke|laptop|gpu|paper  ALL=1  CLAIM=<id>
+	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml $(if $(ALL),--all) $(if $(CLAIM),--claim $(CLAIM))
+
+rescore-%: .venv/.ready  ## rescore-<paper>: every number again from the committed predictions
+	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml --rescore
+
+plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at paper scale, without a GPU
+	$(PY) -m $*.plan
+
+check-data-meit: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
+	$(PY) -m shared.download --check mimic-iv-ecg ptb-xl
+
+$(DATASETS:%=data-%): data-%: .venv/.ready  ## data-<dataset>: verified, resumable download into DATA_ROOT
+	$(PY) -m shared.download $*

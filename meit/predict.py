@@ -1,0 +1,78 @@
+"""One ECG -> report and picture: `python -m meit.predict RECORD --checkpoint runs/meit/laptop/meit/seed0/checkpoint`.
+
+RECORD is a WFDB record (path without or with extension), or a CSV file with one column per lead, named in the header,
+in mV; for CSV give `--fs-hz`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from meit.data import load_tokenizer, normalise, prompt_instruction, prompt_text
+from meit.figures import draw_case
+from meit.model import MeitModel
+from meit.runs import quiet
+from shared.ecg.decode import resampled
+from shared.ecg.record import LEADS, EcgReadError
+from shared.ecg.wfdb_io import fill_short_gaps, read_signal
+
+
+def read_input(record: Path, fs_hz: float | None) -> tuple[np.ndarray, float]:
+    """[12, n] mV in the order of LEADS, and its rate. Raises EcgReadError naming the file and what is wrong."""
+    if record.suffix.lower() != ".csv":
+        return read_signal(record.with_suffix("") if record.suffix in (".hea", ".dat", ".mat") else record)[:2]
+    if fs_hz is None:
+        raise EcgReadError(record, "wrong rate", "a CSV file has no sampling rate; give --fs-hz")
+    table = pd.read_csv(record)
+    columns = {c.strip().lower(): c for c in table.columns}
+    missing = [lead for lead in LEADS if lead.lower() not in columns]
+    if missing:
+        raise EcgReadError(record, "missing lead", f"no column for {', '.join(missing)}")
+    cells = table[[columns[lead.lower()] for lead in LEADS]].apply(pd.to_numeric, errors="coerce")
+    signal_mv = np.ascontiguousarray(cells.to_numpy(np.float32).T)
+    fill_short_gaps(record, signal_mv, fs_hz)
+    return signal_mv, fs_hz
+
+
+def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
+    """The model's report of one ECG, resampled and normalised as its training data were."""
+    run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
+    target_hz = run["data"]["fs_hz"]
+    signal_mv = resampled(signal_mv, fs_hz, target_hz)
+    if run["model"]["fusion"] in ("none", "words"):
+        raise SystemExit(f"{checkpoint}: a pre-training run, which writes no reports of ECGs; take a run of a fusion")
+    tokenizer, model = load_tokenizer(str(checkpoint)), MeitModel.from_pretrained(checkpoint).eval()
+    prompt = tokenizer(prompt_text(prompt_instruction(run["data"]["instructions"])), add_special_tokens=False)
+    ids = torch.tensor([prompt.input_ids])
+    ecg = torch.from_numpy(normalise(signal_mv[None], run["data"]["normalise"]))
+    new = model.generate(ids, torch.ones_like(ids), ecg=ecg, max_new_tokens=run["eval"]["max_new_tokens"])
+    return tokenizer.decode(new[0], skip_special_tokens=True).strip()
+
+
+def main(args: list[str] | None = None) -> str:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/meit/laptop/meit/seed0/checkpoint"))
+    parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
+    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
+    options = parser.parse_args(args)
+    if not (options.checkpoint.parent / "config.yaml").is_file():
+        parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-meit` or give --checkpoint")
+    quiet()
+    try:
+        signal_mv, fs_hz = read_input(options.record, options.fs_hz)
+    except EcgReadError as error:
+        parser.error(str(error))
+    text = report(signal_mv, fs_hz, options.checkpoint)
+    draw_case(options.out, signal_mv, fs_hz, "", {"MEIT": text}, title=options.record.stem)
+    print(text)
+    print(f"picture: {options.out}")
+    return text
+
+
+if __name__ == "__main__":
+    main()

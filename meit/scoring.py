@@ -1,0 +1,151 @@
+"""Predictions -> per-item statistics of every metric, each distinct pair of texts scored once; paired differences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from meit.config import Config
+from meit.judge import CRITERIA, judge_scores
+from shared.metrics.findings import finding_scores
+from shared.metrics.findings_validation import validated_findings
+from shared.metrics.interval import Difference, Scores, difference
+from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
+
+
+def score_table(
+    table: pd.DataFrame,
+    train_reports: Sequence[Sequence[str]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    bertscore: str | None = None,
+    layer: int = 17,
+) -> dict[str, Scores]:
+    """Corrected protocol: report text only, statistics per item.
+
+    table: columns reference, prediction, fold. train_reports: per fold, the reports whose document frequencies CIDEr-D
+    takes. Returns metric name -> Scores over the rows of the table, in their order. `finding_f1` and its like count
+    findings whose reading is validated on real reports; `all_finding_f1` counts all.
+    """
+    keys = table[["reference", "prediction", "fold"]]
+    pairs = keys.drop_duplicates(ignore_index=True)
+    place = {pair: i for i, pair in enumerate(pairs.itertuples(index=False, name=None))}
+    rows = np.array([place[p] for p in keys.itertuples(index=False, name=None)], dtype=int)
+    references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
+    scores = finding_scores(references, predictions, validated_findings())
+    everything = finding_scores(references, predictions)
+    scores |= {f"all_{name}": replace(s, name=f"all_{name}") for name, s in everything.items()}
+    scores |= score_texts(references, predictions, metrics=[m for m in metrics if m != "cider_d"])
+    if "cider_d" in metrics:
+        scores["cider_d"] = cider(pairs, train_reports)
+    if bertscore:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
+    scores = {name: replace(s, stats=s.stats[rows]) for name, s in scores.items()}
+    return scores | (judge_scores(table) if CRITERIA[0] in table else {})
+
+
+def cider(pairs: pd.DataFrame, train_reports: Sequence[Sequence[str]]) -> Scores:
+    """CIDEr-D of every pair with the document frequencies of its own fold's training reports."""
+    parts = []
+    for fold, part in pairs.groupby("fold"):
+        df = document_frequencies(train_reports[fold])
+        scored = score_texts(part.reference.tolist(), part.prediction.tolist(), df, ["cider_d"])["cider_d"]
+        parts.append(pd.DataFrame(scored.stats, index=part.index))
+    return replace(scored, stats=pd.concat(parts).sort_index().to_numpy())
+
+
+def select(scores: Scores, rows: Sequence[int]) -> Scores:
+    """The same metric over some of its items."""
+    return replace(scores, stats=scores.stats[np.asarray(rows)])
+
+
+# --- over the runs of a tier ---
+
+
+def folder(cfg: Config) -> Path:
+    return Path(cfg.results) / "meit" / cfg.tier
+
+
+def read_predictions(cfg: Config, name: str, seed: int) -> pd.DataFrame:
+    return pd.read_parquet(folder(cfg) / "predictions" / f"{name}-seed{seed}.parquet")
+
+
+@dataclass
+class Scored:
+    """One experiment with one kind of input: metric -> Scores per seed, on the same items."""
+
+    scores: dict[str, list[Scores]]
+    ids: np.ndarray
+    patients: np.ndarray
+    tables: list[pd.DataFrame]  # per seed
+    source: str  # "simulated" or the data set
+    data_hash: str
+    n_folds: int
+
+    def metric(self, name: str) -> list[Scores]:
+        """Scores per seed; `meteor` and `bertscore` stand for the variant that ran."""
+        if name not in self.scores:
+            name = next((n for n in self.scores if n.startswith(name + "_")), name)
+        return self.scores[name]
+
+    def level(self, name: str) -> tuple[float, float, float]:
+        """Mean over seeds with its 95 % interval over patients and seeds."""
+        d = difference(self.metric(name), None, self.patients)
+        return (d.mean, *d.interval())
+
+
+def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
+    """`name@input` -> Scored, for every experiment in the results folder. facts: `runs.json`."""
+    files = folder(cfg) / "predictions"
+    names = sorted(f.name.removesuffix("-train-reports.parquet") for f in files.glob("*-train-reports.parquet"))
+    if not names:
+        raise SystemExit(f"{files}: nothing to score; run `make reproduce-meit TIER={cfg.tier}` first")
+    reports = {n: pd.read_parquet(files / f"{n}-train-reports.parquet") for n in names}
+    groups: dict[tuple, list[str]] = {}  # experiments with the same training reports are scored together
+    for name in names:
+        groups.setdefault(tuple(reports[name].itertuples(index=False, name=None)), []).append(name)
+    scored: dict[str, Scored] = {}
+    for group in groups.values():
+        tables = [(n, s, read_predictions(cfg, n, s)) for n in group for s in cfg.reproduce.seeds]
+        everything = pd.concat([t for _, _, t in tables], ignore_index=True)
+        per_fold = reports[group[0]].groupby("fold").report.agg(list).tolist()
+        scores = score_table(everything, per_fold, bertscore=cfg.eval.bertscore, layer=cfg.eval.bertscore_layer)
+        start = 0
+        for name, seed, table in tables:
+            run = facts["runs"][f"{name}/seed{seed}"]
+            for kind in table.input.unique():
+                rows = np.flatnonzero((table.input == kind).to_numpy())
+                part = table.iloc[rows].reset_index(drop=True)
+                ids, patients = part.id.to_numpy(), part.patient.to_numpy()
+                new = Scored({}, ids, patients, [], run["source"], run["data_hash"], len(per_fold))
+                entry = scored.setdefault(f"{name}@{kind}", new)
+                if not np.array_equal(entry.ids, ids) or entry.data_hash != run["data_hash"]:
+                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                entry.tables.append(part)
+                for metric, s in scores.items():
+                    entry.scores.setdefault(metric, []).append(select(s, rows + start))
+            start += len(table)
+    return scored
+
+
+def entry_name(name: str) -> str:
+    """Key of `score_all`: the true ECG unless the name says otherwise."""
+    return name if "@" in name else f"{name}@ecg"
+
+
+def compare(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference:
+    """Paired difference of two entries of `score_all`."""
+    a, b = (scored[entry_name(x)] for x in (ours, theirs))
+    if not np.array_equal(a.ids, b.ids) or a.data_hash != b.data_hash:
+        raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
+    return difference(a.metric(metric), b.metric(metric), a.patients)
+
+
+def describe(entry: Scored) -> str:
+    """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
+    size = f"{len(entry.ids)} records of {len(set(entry.patients))} patients"
+    name = "simulated" if entry.source == "simulated" else entry.source.upper()
+    return f"{name}, {size}" + (", out of fold" if entry.n_folds > 1 else "")

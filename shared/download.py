@@ -1,0 +1,347 @@
+"""Verified, resumable downloads of the releases in shared/releases.py into DATA_ROOT, and the check of what lies there.
+
+    python -m shared.download DATASET ... [--base-url URL]     what `make data-<dataset>` runs
+    python -m shared.download --check DATASET ... [--verify]   what `make check-data-<paper>` runs; needs no network
+
+Every file is checked against the release's SHA256SUMS.txt (or pinned checksums) before it gets its final name. A file
+grows as `NAME.part` and continues there with an HTTP Range request after a cut; a file that arrives complete but wrong
+is fetched once more from the start. `.verified.tsv` in the data set's folder remembers what was verified (checksum,
+size, time of change), so a second run hashes nothing again. Licence, size and citation are printed before the first
+byte.
+"""
+
+import argparse
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+import requests
+
+from shared.fetch import DownloadError, fetch, part_of, sha256_of, size_on_server
+from shared.releases import RELEASES, Release
+
+SUMS = "SHA256SUMS.txt"
+VERIFIED = ".verified.tsv"
+N_CONNECTIONS = 8  # PhysioNet serves each slowly and refuses many more
+MAX_BAD_FILES = 10  # files given up; then the whole download is
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user stopped the download."""
+
+
+def download(dataset: str, data_root: Path, base_url: str | None = None) -> dict:
+    """Fetch and verify the release `dataset` into data_root/dataset.
+
+    base_url: a mirror of the folder that holds SHA256SUMS.txt. Returns {"files", "fetched", "already", "bytes"}.
+    Raises DownloadError naming the files that could not be had; what was fetched stays, and the same call continues.
+    """
+    release = _release(dataset)
+    base_url = (base_url or release.base_url).rstrip("/") + "/"
+    if not base_url.startswith(("http://", "https://")):
+        raise DownloadError(f"base URL {base_url!r} is not http:// or https://")
+    root = Path(data_root) / release.name
+    print(describe(release, root))
+    root.mkdir(parents=True, exist_ok=True)
+    fetcher = _Fetcher(release, base_url, root)
+    try:
+        return fetcher.run()
+    except OSError as error:
+        raise DownloadError(f"{error.filename or root}: cannot write: {error.strerror}; fix and run again") from error
+    finally:
+        fetcher.verified_file.close()
+
+
+def describe(release: Release, root: Path) -> str:
+    """Licence, size, citation: what a user should know before the first byte."""
+    lines = [
+        release.title,
+        f"  licence   {release.licence}",
+        f"  size      {release.size}",
+        f"  cite      {release.citation}",
+        f"  from      {release.base_url}{release.prefix}",
+        f"  to        {root}",
+    ]
+    if release.mirror:
+        lines.append(f"  faster    --base-url {release.mirror} (the same files, verified in the same way)")
+    return "\n".join(lines)
+
+
+def read_sums(text: str, release: Release, source: str) -> dict[str, str]:
+    """SHA256SUMS.txt -> {local path: checksum} of the files below the release's prefix.
+
+    Raises DownloadError on a line that is not `checksum path` or whose path would leave the data set's folder.
+    """
+    sums = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *]?(\S.*)", line.rstrip())
+        if match is None:
+            raise DownloadError(
+                f"{source}, line {number}: not `checksum path`: {line[:100]!r}; delete it and run again"
+            )
+        path = match[2].removeprefix("./")
+        if not _is_safe(path):
+            raise DownloadError(f"{source}, line {number}: unsafe path {path!r}; nothing was fetched")
+        if path.startswith(release.prefix) and path != SUMS:
+            sums[path.removeprefix(release.prefix)] = match[1].lower()
+    return sums
+
+
+def _sums_in(path: Path, release: Release) -> dict[str, str]:
+    return read_sums(path.read_text(encoding="utf-8", errors="replace"), release, str(path))
+
+
+def _is_safe(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    odd = "\\" in path or ":" in path or any(ord(character) < 32 for character in path)
+    return bool(parts) and not (odd or path.startswith("/") or ".." in parts or path.endswith("/"))
+
+
+def _release(dataset: str) -> Release:
+    if dataset not in RELEASES:
+        raise DownloadError(f"unknown data set {dataset!r}: choose one of {', '.join(RELEASES)}")
+    return RELEASES[dataset]
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------------
+
+
+class _Fetcher:
+    """One download: a few threads take files from one list, each with its own session."""
+
+    def __init__(self, release: Release, base_url: str, root: Path):
+        self.release, self.base_url, self.root = release, base_url, root
+        self.verified = _read_verified(root)
+        self.verified_file = open(root / VERIFIED, "a", encoding="utf-8")
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.failures: list[str] = []
+        self.counts = {"files": 0, "fetched": 0, "already": 0, "bytes": 0}
+
+    def run(self) -> dict:
+        from rich.console import Console
+        from rich.progress import Progress, TextColumn
+
+        sums = self.release.sha256 or self._fetch_sums()
+        if not sums:
+            raise DownloadError(f"{self.base_url}{SUMS} lists no file below {self.release.prefix or '/'}")
+        self.counts["files"] = len(sums)
+        columns = (
+            *Progress.get_default_columns(),
+            TextColumn("{task.completed}/{task.total} files, {task.fields[mb]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(self.release.name, total=len(sums), mb="")
+            files = iter(sums.items())
+
+            def advance():
+                progress.update(task, advance=1, mb=f"{self.counts['bytes'] / 1e6:,.0f} MB")
+
+            with ThreadPoolExecutor(N_CONNECTIONS) as pool:
+                try:
+                    workers = [pool.submit(self._work, files, advance) for _ in range(N_CONNECTIONS)]
+                    wait(workers)
+                finally:  # Ctrl-C: let the threads end at their next block
+                    self.stop.set()
+                for worker in workers:
+                    worker.result()
+        if self.failures:
+            more = "; given up" if len(self.failures) >= MAX_BAD_FILES else ""
+            listed = "\n  ".join(self.failures)
+            raise DownloadError(f"{self.release.name}: {len(self.failures)} files failed{more}:\n  {listed}")
+        return self.counts
+
+    def _fetch_sums(self) -> dict[str, str]:
+        """The release's SHA256SUMS.txt, fetched unless a copy of the same size lies there (180 MB for MIMIC)."""
+        url, path = self.base_url + SUMS, self.root / SUMS
+        with requests.Session() as session:
+            if not path.exists() or path.stat().st_size != size_on_server(session, url):
+                part_of(path).unlink(missing_ok=True)  # no checksum vouches for it, so it is never continued
+                fetch(session, url, part_of(path), self._count_bytes, self._pause)
+                _sums_in(part_of(path), self.release)
+                os.replace(part_of(path), path)
+        return _sums_in(path, self.release)
+
+    def _work(self, files: Iterator[tuple[str, str]], advance: Callable[[], None]):
+        with requests.Session() as session:
+            while not self.stop.is_set():
+                with self.lock:
+                    name, sha256 = next(files, (None, None))
+                if name is None:
+                    return
+                try:
+                    self._provide(session, name, sha256)
+                except _Stopped:
+                    return
+                except DownloadError as error:
+                    with self.lock:
+                        self.failures.append(str(error))
+                        if len(self.failures) >= MAX_BAD_FILES:
+                            self.stop.set()
+                except BaseException:
+                    self.stop.set()
+                    raise
+                advance()
+
+    def _provide(self, session: requests.Session, name: str, sha256: str):
+        """Make root/name the file with this checksum: known, hashed now, or fetched (at most twice)."""
+        path, url = self.root / name, self.base_url + quote(self.release.prefix + name)
+        if path.is_file():
+            if self.verified.get(name) == _stamp(path, sha256):
+                return self._done(name, None, "already")
+            if sha256_of(path) == sha256:
+                return self._done(name, _stamp(path, sha256), "already")
+            path.unlink()  # of another version, or damaged: no bad file keeps the final name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            fetch(session, url, part_of(path), self._count_bytes, self._pause)
+            if sha256_of(part_of(path)) == sha256:
+                os.replace(part_of(path), path)
+                return self._done(name, _stamp(path, sha256), "fetched")
+            part_of(path).unlink()
+        raise DownloadError(f"{name}: wrong checksum twice; the copy at {url} differs from the release; try later")
+
+    def _done(self, name: str, stamp: str | None, count: str):
+        with self.lock:
+            self.counts[count] += 1
+            if stamp is not None:
+                self.verified_file.write(f"{stamp}\t{name}\n")
+                self.verified_file.flush()
+
+    def _count_bytes(self, n_bytes: int):
+        with self.lock:
+            self.counts["bytes"] += n_bytes
+        if self.stop.is_set():
+            raise _Stopped
+
+    def _pause(self, seconds: float):
+        if self.stop.wait(seconds):
+            raise _Stopped
+
+
+def _stamp(path: Path, sha256: str) -> str:
+    status = path.stat()
+    return f"{sha256}\t{status.st_size}\t{status.st_mtime_ns}"
+
+
+def _read_verified(root: Path) -> dict[str, str]:
+    """{path: stamp} of files verified before; a torn last line is left out."""
+    try:
+        lines = (root / VERIFIED).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    fields = [line.rsplit("\t", 1) for line in lines]
+    return {field[1]: field[0] for field in fields if len(field) == 2}
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
+    """What lies in data_root/dataset, against the release; reads only, without network.
+
+    verify: hash every file (minutes to hours) instead of trusting what was verified when it was fetched.
+    Returns expected and found counts, checksum state, the first missing and wrong files with where to get them.
+    """
+    release = _release(dataset)
+    root = Path(data_root) / release.name
+    present = _walk(root)
+    sums, state = release.sha256, ""
+    if not sums and SUMS in present:
+        sums = _sums_in(root / SUMS, release)
+        state = "" if sums else f"{SUMS} lists no file of this data set; "
+    elif not sums:
+        state = f"no {SUMS} here; "
+    verified = _read_verified(root)
+    missing = [name for name in sums if name not in present]
+    urls = {name: release.base_url + quote(release.prefix + name) for name in missing[:5]}
+    if not sums:
+        urls = {SUMS: release.base_url + SUMS}
+    known, wrong = 0, []
+    for name, sha256 in sums.items():
+        if name in present and verify and sha256_of(root / name) != sha256:
+            wrong.append(name)
+        elif name in present and (verify or verified.get(name) == _stamp(root / name, sha256)):
+            known += 1
+    found = sum(name.endswith(release.suffix) for name in present)
+    if sums:
+        state += f"{known:,} of {len(sums):,} listed files verified, {len(missing):,} missing, {len(wrong):,} wrong"
+        state += "" if verify or known else " (add --verify to hash what is here)"
+    else:
+        state += f"nothing can be verified, {release.suffix} files are counted only"
+    return {
+        "dataset": dataset,
+        "root": str(root),
+        "expected": release.n_files,
+        "found": found,
+        "suffix": release.suffix,
+        "listed": len(sums),
+        "verified": known,
+        "missing": len(missing),
+        "wrong": wrong,
+        "first_missing": [{"path": name, "url": url} for name, url in urls.items()],
+        "complete": found >= release.n_files and not missing and not wrong,
+        "state": state,
+        "url": release.base_url + release.prefix,
+        "licence": release.licence,
+        "size": release.size,
+        "get": f"make data-{dataset}",
+    }
+
+
+def _walk(root: Path) -> set[str]:
+    """Paths of all files below root, relative, with forward slashes."""
+    found = set()
+    for folder, _, files in os.walk(root):
+        prefix = Path(folder).relative_to(root).as_posix()
+        found.update(name if prefix == "." else f"{prefix}/{name}" for name in files)
+    return found
+
+
+def report(result: dict) -> str:
+    """The result of check() as lines for a person."""
+    status = "complete" if result["complete"] else "INCOMPLETE" if result["found"] else "ABSENT"
+    lines = [
+        f"{result['dataset']}: {status}: {result['found']:,} of {result['expected']:,} {result['suffix']} files",
+        f"  in        {result['root']}",
+        f"  checksums {result['state']}",
+    ]
+    lines += [f"  wrong     {name}" for name in result["wrong"][:5]]
+    lines += [f"  missing   {item['path']} from {item['url']}" for item in result["first_missing"]]
+    if not result["complete"]:
+        lines += [f"  get       {result['get']} ({result['size']}) from {result['url']}"]
+    return "\n".join([*lines, f"  licence   {result['licence']}"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m shared.download", description="Fetch or check data sets.")
+    parser.add_argument("dataset", nargs="+", choices=list(RELEASES))
+    parser.add_argument("--base-url", help="mirror of the folder that holds SHA256SUMS.txt")
+    parser.add_argument("--check", action="store_true", help="only say what is there; no network")
+    parser.add_argument("--verify", action="store_true", help="with --check: hash every file")
+    options = parser.parse_args(arguments)
+    data_root = Path(os.environ.get("DATA_ROOT", "data/official"))
+    for dataset in options.dataset:
+        try:
+            if options.check:
+                print(report(check(dataset, data_root, options.verify)))
+                continue
+            counts = download(dataset, data_root, options.base_url)
+            print(f"  done      {counts['files']:,} files verified, {counts['fetched']:,} of them fetched now")
+        except DownloadError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped; the same command continues", file=sys.stderr)
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,24 @@
+"""CPSC2018 (Liu et al., JMIHI 8:1368, 2018) as the PhysioNet/CinC 2020/2021 challenges ship it
+(doi:10.13026/34va-7q14).
+
+6,877 records A0001 .. A6877, 12 leads, 500 Hz, 6 to 144 s; WFDB headers with SNOMED CT codes in `# Dx:`, samples in
+.mat files, flat or in g1/, g2/ ... No reports, no patients. Serves K-MERL and SuPreME (downstream), and the
+simulator's second hospital.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from shared.ecg.wfdb_io import cinc_index
+
+NAME = "cpsc2018"
+FS_HZ = 500.0
+
+
+def read_index(root: Path) -> pd.DataFrame:
+    """One row per header found below `root`, sorted by record id, with INDEX_COLUMNS; patient_id = record id.
+
+    labels: SNOMED CT codes. Raises EcgReadError: missing file, no records, duplicate id. See `cinc_index`.
+    """
+    return cinc_index(root)

@@ -1,0 +1,115 @@
+"""What `make data-<dataset>` fetches: releases with addresses, licences, sizes and citations. Serves every package."""
+
+from dataclasses import dataclass, field
+
+PHYSIONET = "https://physionet.org/files/"
+MERL_COMMIT = "7a931dbd2dbf347a9745edd3b6729820cc518a90"
+
+# SHA-256 of MERL's split files at MERL_COMMIT (the repository publishes no checksums).
+MERL_SHA256 = {
+    "chapman/chapman_test.csv": "a51df50676226bd7697845fc15036356a56af9379c3efaa917f1dbff274d1236",
+    "chapman/chapman_train.csv": "8cb268dd4a1e87ea527c4ad57f23baafc4ba72c08edf0ffe2d13cbf6aa299572",
+    "chapman/chapman_val.csv": "2f611e3447008d36eaa10a33675127d57c90a156894577167a7932057a7ef8a8",
+    "icbeb/icbeb_test.csv": "ef85abba57aedba8bf857cf843457b5732f68adfd27b0f45af408870d4210a7f",
+    "icbeb/icbeb_train.csv": "013fa62513598e7a141d5ea810f73b6b75cdddbab25e11bcbbcdf84a18f000de",
+    "icbeb/icbeb_val.csv": "17fc4f6f95aa818e147ff3b6d5c314c9ae4301989469a0488aaa19638d3e44c8",
+    "ptbxl/form/ptbxl_form_test.csv": "533fc6f96c4dde42cd7e1722a0180ee405a8b22ca75225f5700fd7012049b17c",
+    "ptbxl/form/ptbxl_form_train.csv": "4b2b1d0c3398b897f15a4902f993137ecb24563a223251b6319fb64ac4fd2da7",
+    "ptbxl/form/ptbxl_form_val.csv": "50c614246753bda0e123528e4d79fad861e870ae17105c136c6a0776996ff6c5",
+    "ptbxl/rhythm/ptbxl_rhythm_test.csv": "da18b3ecf6c8260a9986437d3a38dd522eb1aab8f5e4439d7bbaf28d172240b0",
+    "ptbxl/rhythm/ptbxl_rhythm_train.csv": "ed76e6459be242953504d2a702a383bd0593b53bc2fffa941aadb11c6d192d32",
+    "ptbxl/rhythm/ptbxl_rhythm_val.csv": "a6386ab392844d7cccd358f2fac8aeb0dcff0240be0a3b0e1188807d2e3ad390",
+    "ptbxl/sub_class/ptbxl_sub_class_test.csv": "2394d07f10150a9853fa985d30959a348c2553207367860042d48d3108a4c013",
+    "ptbxl/sub_class/ptbxl_sub_class_train.csv": "6df73dd4a5f638525c8a346614dbf5a8992d8862efeacc8d2b11efc6addcce9a",
+    "ptbxl/sub_class/ptbxl_sub_class_val.csv": "b79acabc92088e400273392adb87e16be3c74695572a174efe7359f97eca1c8c",
+    "ptbxl/super_class/ptbxl_super_class_test.csv": "1646fae11e3fad3f7a98a34f4af5ab0c86e64ad06eba6861cad26831a5f0f617",
+    "ptbxl/super_class/ptbxl_super_class_train.csv": "81c0b53f7500107cfcf3433ad7cfcbc4622d300171f9cfc8ddeeccd5e6ee53a5",
+    "ptbxl/super_class/ptbxl_super_class_val.csv": "d852fcc62edcdd4785f64cddeb24ef1c84435350bc34ccbef9b3fedfc3bd63b1",
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """One pinned version of a data set.
+
+    base_url: folder that holds SHA256SUMS.txt; prefix: the part of it that is fetched, left out of the local paths.
+    sha256: pinned checksums by local path, where the release publishes no SHA256SUMS.txt.
+    mirror: another folder with the same files, without PhysioNet's limit on the rate of a connection.
+    n_files: how many files ending in `suffix` the complete release has (records for the ECG data sets).
+    """
+
+    name: str
+    title: str
+    base_url: str
+    licence: str
+    size: str
+    citation: str
+    n_files: int
+    suffix: str = ".hea"
+    prefix: str = ""
+    mirror: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+RELEASES = {
+    release.name: release
+    for release in (
+        Release(
+            name="ptb-xl",
+            title="PTB-XL 1.0.3: 21,799 12-lead ECGs of 18,869 patients at 500 and at 100 Hz, German/English reports",
+            base_url=PHYSIONET + "ptb-xl/1.0.3/",
+            licence="CC BY 4.0 (Creative Commons Attribution)",
+            size="about 3.0 GB in 87,200 files",
+            citation="Wagner et al., PTB-XL, a large publicly available electrocardiography dataset, Sci Data 7:154 "
+            "(2020); PhysioNet doi:10.13026/kfzx-aw45",
+            n_files=2 * 21_799,
+            mirror="https://physionet-open.s3.amazonaws.com/ptb-xl/1.0.3/",
+        ),
+        Release(
+            name="mimic-iv-ecg",
+            title="MIMIC-IV-ECG 1.0: 800,035 12-lead ECGs of about 160,000 patients at 500 Hz, machine statements",
+            base_url=PHYSIONET + "mimic-iv-ecg/1.0/",
+            licence="ODbL 1.0 (Open Data Commons Open Database License); open access, no credentials",
+            size="about 90 GB in 1,600,000 files",
+            citation="Gow et al., MIMIC-IV-ECG: Diagnostic Electrocardiogram Matched Subset (version 1.0), PhysioNet "
+            "(2023), doi:10.13026/4nqg-sb35",
+            n_files=800_035,
+            mirror="https://physionet-open.s3.amazonaws.com/mimic-iv-ecg/1.0/",
+        ),
+        Release(
+            name="cpsc2018",
+            title="CPSC2018 in the form of the PhysioNet/CinC Challenge 2021 1.0.3: 6,877 12-lead ECGs at 500 Hz",
+            base_url=PHYSIONET + "challenge-2021/1.0.3/",
+            prefix="training/cpsc_2018/",
+            licence="CC BY 4.0 (Creative Commons Attribution)",
+            size="about 1.3 GB in 13,800 files",
+            citation="Liu et al., An open access database for evaluating the algorithms of ECG rhythm and morphology "
+            "abnormality detection, J Med Imaging Health Inform 8:1368 (2018); Reyna et al., Will Two Do? Varying "
+            "Dimensions in Electrocardiography, CinC 2021, PhysioNet doi:10.13026/34va-7q14",
+            n_files=6_877,
+        ),
+        Release(
+            name="chapman-shaoxing-ningbo",
+            title="Chapman-Shaoxing-Ningbo (ecg-arrhythmia 1.0.0): 45,152 12-lead ECGs at 500 Hz, SNOMED CT codes",
+            base_url=PHYSIONET + "ecg-arrhythmia/1.0.0/",
+            licence="CC BY 4.0 (Creative Commons Attribution)",
+            size="about 5 GB in 90,800 files",
+            citation="Zheng et al., Optimal Multi-Stage Arrhythmia Classification Approach, Sci Rep 10:2898 (2020); "
+            "PhysioNet doi:10.13026/wgex-er52",
+            n_files=45_152,
+        ),
+        Release(
+            name="merl-splits",
+            title="Train/validation/test label tables of MERL for PTB-XL, CPSC2018 (icbeb) and CSN (chapman)",
+            base_url=f"https://raw.githubusercontent.com/cheliu-computation/MERL-ICML2024/{MERL_COMMIT}/",
+            prefix="finetune/data_split/",
+            licence="MIT (repository); the labels are those of PTB-XL and CSN, CC BY 4.0",
+            size="11 MB in 18 files",
+            citation="Liu et al., Zero-Shot ECG Classification with Multimodal Learning and Test-time Clinical "
+            "Knowledge Enhancement, ICML 2024",
+            n_files=len(MERL_SHA256),
+            suffix=".csv",
+            sha256=MERL_SHA256,
+        ),
+    )
+}

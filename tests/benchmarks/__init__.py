@@ -1,0 +1,1 @@
+"""Benchmarks of the foundation; `python -m tests.benchmarks` runs them all and prints one table."""

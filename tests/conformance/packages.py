@@ -1,0 +1,46 @@
+"""What the conformance suite needs to know of each package. A new package is one more entry; nothing else is added."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    train: tuple[str, ...]  # options of a small training run from scratch, without anything trained before
+    no_norm: tuple[str, ...]  # the same without BatchNorm and dropout: one process must equal two
+    frozen: tuple[str, ...]  # options of a run that starts from {backbone}, another run's checkpoint, and freezes it
+    frozen_weights: str  # a pattern: parameters that must not move in such a run
+
+    @property
+    def config(self) -> str:
+        return f"{self.name}/configs/smoke.yaml"
+
+
+_SMALL_LM = '--model.llm={"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1}'
+PACKAGES = {
+    "meit": Package(
+        name="meit",
+        train=(_SMALL_LM,),
+        no_norm=(_SMALL_LM, "--model.fusion=none", "--model.lora_r=0"),
+        frozen=("--model.backbone={backbone}",),
+        frozen_weights=r"llm\..*(base_layer|norm|embed).*",
+    )
+}
+
+
+def run(module: str, *options: str, processes: int = 0, cache: Path, check: bool = True) -> subprocess.CompletedProcess:
+    """`python -m module options` as a user would, or through torchrun."""
+    start = [sys.executable]
+    if processes:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([*start, "-m", module, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{module} {' '.join(options)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done

@@ -1,0 +1,113 @@
+"""`make reproduce-<paper>` through the real entry point: what it writes, and that scoring again gives the same."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+
+import pandas as pd
+import pytest
+from packages import ROOT, run
+
+from shared.metrics import scorecard
+from shared.metrics.report import render
+
+
+def test_smoke_writes_valid_evidence(package, smoke):
+    results = smoke / "results" / package.name / "smoke"
+    card = scorecard.read(results / "scorecard.json")  # validates against the schema
+    claims = scorecard.load_claims(ROOT / package.name / "claims.yaml")
+    assert [c["id"] for c in card["claims"]] == [c["id"] for c in claims]
+    tested = [c for c in card["claims"] if "ours" in c]
+    assert tested, "the smoke tier measures at least one claim"
+    assert {c["verdict"] for c in tested} == {"inconclusive"}, "one seed is never decisive"
+    assert card["controls"], "controls are part of every scorecard"
+    for file in results.glob("predictions/*-seed*.parquet"):
+        columns = set(pd.read_parquet(file).columns)
+        assert {"id", "patient"} <= columns and {"prediction"} <= columns, file
+    page = (smoke / "results" / package.name / "REPRODUCTION.md").read_text()
+    assert page.startswith("<!-- GENERATED") and f"# Reproduction of `{package.name}`" in page
+
+
+def test_run_folder_holds_what_the_design_asks(package, smoke):
+    folders = [p.parent for p in (smoke / "runs").glob("**/run.json")]
+    assert folders
+    for folder in folders:
+        facts = json.loads((folder / "run.json").read_text())
+        assert {"commit", "versions", "data_hash", "config_hash", "batch", "wall_s", "peak_rss_mb"} <= set(facts)
+        total, micro, accumulation, world = map(int, re.findall(r"\d+", facts["batch"]))
+        assert total == micro * accumulation * world
+        assert (folder / "config.yaml").exists() and (folder / "checkpoint").is_dir()
+        assert not list(folder.glob("checkpoint/*.bin")), "safetensors only"
+
+
+def test_rescoring_reproduces_every_number(package, smoke, cache):
+    file = smoke / "results" / package.name / "smoke" / "scorecard.json"
+    before = file.read_text()
+    options = ("--config", package.config, f"--runs={smoke / 'none'}", f"--results={smoke / 'results'}", "--rescore")
+    run(f"{package.name}.reproduce", *options, cache=cache)
+    assert file.read_text() == before
+
+
+def test_a_second_call_runs_nothing_again(package, smoke, cache):
+    stamps = {p: p.stat().st_mtime_ns for p in (smoke / "runs").glob("**/*.json")}
+    options = ("--config", package.config, f"--runs={smoke / 'runs'}", f"--results={smoke / 'again'}")
+    run(f"{package.name}.reproduce", *options, cache=cache)
+    assert {p: p.stat().st_mtime_ns for p in (smoke / "runs").glob("**/*.json")} == stamps
+
+
+def test_reproduction_page_equals_committed_scorecards(package):
+    claims = scorecard.load_claims(ROOT / package.name / "claims.yaml")
+    files = {t: ROOT / "results" / package.name / t / "scorecard.json" for t in scorecard.TIERS if t != "smoke"}
+    cards = {t: scorecard.read(f) for t, f in files.items() if f.exists()}
+    page = ROOT / package.name / "REPRODUCTION.md"
+    if not cards:
+        pytest.skip(f"no scorecard of {package.name} is committed yet")
+    assert page.read_text() == render(package.name, claims, cards)
+    for tier, card in cards.items():
+        for figure in card["figures"]:
+            assert (files[tier].parent / figure["file"]).is_file(), figure["file"]
+            assert f"../results/{package.name}/{tier}/{figure['file']}" in page.read_text()
+
+
+def test_every_tier_parses(package):
+    parse = importlib.import_module(f"{package.name}.config").parse
+    for tier in scorecard.TIERS:
+        assert parse(["--config", str(ROOT / package.name / "configs" / f"{tier}.yaml")]).tier == tier
+
+
+def test_unknown_key_is_an_error_that_names_it(package, tmp_path, capsys):
+    parse = importlib.import_module(f"{package.name}.config").parse
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("train:\n  learning_rat: 1\n")
+    for args in (["--config", str(bad)], ["--train.learning_rat=1"]):
+        with pytest.raises(SystemExit):
+            parse(args)
+        assert "learning_rat" in capsys.readouterr().err
+
+
+def commands(text: str) -> list[str]:
+    """Command lines of the shell blocks of a README, continued lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith(("#", ">"))]
+
+
+def test_readme_commands_parse(package):
+    """Every `make` target exists and every `python -m` command line is accepted by its parser."""
+    found = 0
+    for readme in (ROOT / "README.md", ROOT / package.name / "README.md"):
+        for command in commands(readme.read_text()):
+            words = [w for w in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", w)]
+            if words[:1] == ["make"]:
+                done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+                assert not done.returncode, f"{readme}: {command}: {done.stderr}"
+                found += 1
+            elif "-m" in words and words[words.index("-m") + 1].startswith(f"{package.name}."):
+                module, options = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+                assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{readme}: no module {module}"
+                if module.rsplit(".", 1)[1] in ("prep", "train", "evaluate"):
+                    importlib.import_module(f"{package.name}.config").parse(options)
+                found += 1
+    assert found >= 4, "the READMEs show how to reproduce, test, train and predict"

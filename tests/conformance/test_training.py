@@ -1,0 +1,95 @@
+"""Training through the real entry point: kill and resume, ZeRO, batch identity, a loss that is not finite."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packages import ROOT, run
+from safetensors.numpy import load_file
+
+LOG_ALL = ("--train.log_steps=1",)
+
+
+def losses(folder: Path) -> list[float]:
+    facts = json.loads(next(folder.glob("**/run.json")).read_text())
+    return [entry["loss"] for entry in facts["loss_log"]]
+
+
+def train(package, folder: Path, cache: Path, *options: str, processes: int = 0, check: bool = True):
+    run_options = ("--config", package.config, f"--runs={folder}", *LOG_ALL, *options)
+    return run(f"{package.name}.train", *run_options, processes=processes, cache=cache, check=check)
+
+
+def test_killed_run_resumes_to_the_same_losses(package, cache, tmp_path):
+    options = (*package.train, "--train.epochs=10", "--train.save_steps=5")
+    train(package, tmp_path / "whole", cache, *options)
+    command = [sys.executable, "-m", f"{package.name}.train", "--config", package.config, *LOG_ALL, *options]
+    killed = subprocess.Popen(
+        [*command, f"--runs={tmp_path / 'killed'}"],
+        cwd=ROOT,
+        env=os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("**/checkpoint-10/trainer_state.json")):
+        assert killed.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not list((tmp_path / "killed").glob("**/run.json")), "killed too late to show anything"
+    train(package, tmp_path / "killed", cache, *options)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path):
+    options = (*package.train, "--train.global_batch=16", "--train.micro_batch=8")
+    train(package, tmp_path / "ddp", cache, *options, processes=2)
+    plain = losses(tmp_path / "ddp")
+    assert len(plain) >= 4 and plain[-1] < plain[0]
+    for stage in (1, 2, 3):
+        deepspeed = f"--train.deepspeed={package.name}/configs/zero{stage}.json"
+        train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2)
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(plain, abs=2e-4), f"ZeRO-{stage}"
+
+
+def test_two_processes_equal_one_without_batchnorm(package, cache, tmp_path):
+    options = (*package.no_norm, "--train.global_batch=16", "--train.micro_batch=8")
+    train(package, tmp_path / "one", cache, *options)
+    train(package, tmp_path / "two", cache, *options, processes=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    facts = [json.loads(next((tmp_path / n).glob("**/run.json")).read_text())["batch"] for n in ("one", "two")]
+    assert facts == ["16 = 8 x 2 x 1", "16 = 8 x 1 x 2"]
+
+
+def test_frozen_weights_survive_zero3(package, smoke, cache, tmp_path):
+    backbone = next((smoke / "runs").glob("**/lm-*/seed0/checkpoint"))
+    options = [o.format(backbone=backbone) for o in package.frozen]
+    zero3 = f"--train.deepspeed={package.name}/configs/zero3.json"
+    train(package, tmp_path, cache, *options, zero3, processes=1)
+    before = load_file(backbone / "model.safetensors")
+    after = load_file(next(tmp_path.glob("**/checkpoint/model.safetensors")))
+    frozen = [n for n in after if re.fullmatch(package.frozen_weights, n)]
+    assert len(frozen) > 10
+    for name in frozen:
+        np.testing.assert_array_equal(after[name], before[name.replace(".base_layer", "")], err_msg=name)
+    assert any(np.abs(w).max() > 0 for n, w in after.items() if "lora_B" in n), "LoRA was trained and saved"
+
+
+def test_batch_identity_is_checked(package, cache, tmp_path):
+    done = train(package, tmp_path, cache, *package.train, "--train.global_batch=24", check=False)
+    assert done.returncode and "train.global_batch 24" in done.stderr
+
+
+def test_non_finite_loss_stops_with_a_clear_error(package, cache, tmp_path):
+    blow_up = ("--train.lr=1e30", "--train.encoder_lr=1e30", "--train.warmup_ratio=0", "--train.epochs=3")
+    done = train(package, tmp_path, cache, *package.train, *blow_up, check=False)
+    assert done.returncode and re.search(r"loss is (nan|inf)", done.stderr), done.stderr[-500:]
+    assert not list(tmp_path.glob("**/run.json"))
