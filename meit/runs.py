@@ -27,6 +27,12 @@ def commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
+def end_processes() -> None:
+    """Leave the process group, if there is one: its threads must not outlive the interpreter, which would abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def n_parameters(model: torch.nn.Module, trained: bool = False) -> int:
     """ZeRO-3 leaves empty tensors behind and keeps the true size in `ds_numel`."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trained)

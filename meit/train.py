@@ -23,7 +23,7 @@ from meit.encoder import EncoderConfig, EncoderForWords
 from meit.instructions import instruction_pool
 from meit.model import MeitModel
 from meit.prep import prepare
-from meit.runs import finished, quiet, run_json
+from meit.runs import end_processes, finished, quiet, run_json
 
 
 class MeitTrainer(Trainer):
@@ -154,6 +154,7 @@ def main(args: list[str] | None = None) -> Path:
         (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
         shutil.rmtree(work)
         print(f"trained: {cfg.run_dir}, {run['steps']} steps, last loss {run['loss_log'][-1:]}")
+    end_processes()
     return cfg.run_dir
 
 
