@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from meit import noise
 from meit.config import DataConfig
 from meit.instructions import FIXED_INSTRUCTION, instruction_pool
-from meit.prep import Prepared
+from shared.ecg.prepare import Prepared
 
 log = logging.getLogger(__name__)
 IGNORE = -100  # label of tokens without loss

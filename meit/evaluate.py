@@ -30,10 +30,11 @@ from meit.data import (
 from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
-from meit.runs import commit, quiet
+from meit.runs import quiet
 from meit.scoring import score_table, select
 from shared.metrics.interval import interval
 from shared.metrics.scorecard import dumps
+from shared.runs.facts import commit
 
 CHUNK = 256  # records per part file
 

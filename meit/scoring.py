@@ -1,8 +1,7 @@
 """Predictions -> per-item statistics of every metric, each distinct pair of texts scored once; paired differences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,9 @@ from meit.config import Config
 from meit.judge import CRITERIA, judge_scores
 from shared.metrics.findings import finding_scores
 from shared.metrics.findings_validation import validated_findings
-from shared.metrics.interval import Difference, Scores, difference
+from shared.metrics.interval import Scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
+from shared.runs.evidence import Scored, folder, read_predictions
 
 
 def score_table(
@@ -62,41 +62,6 @@ def select(scores: Scores, rows: Sequence[int]) -> Scores:
     return replace(scores, stats=scores.stats[np.asarray(rows)])
 
 
-# --- over the runs of a tier ---
-
-
-def folder(cfg: Config) -> Path:
-    return Path(cfg.results) / "meit" / cfg.tier
-
-
-def read_predictions(cfg: Config, name: str, seed: int) -> pd.DataFrame:
-    return pd.read_parquet(folder(cfg) / "predictions" / f"{name}-seed{seed}.parquet")
-
-
-@dataclass
-class Scored:
-    """One experiment with one kind of input: metric -> Scores per seed, on the same items."""
-
-    scores: dict[str, list[Scores]]
-    ids: np.ndarray
-    patients: np.ndarray
-    tables: list[pd.DataFrame]  # per seed
-    source: str  # "simulated" or the data set
-    data_hash: str
-    n_folds: int
-
-    def metric(self, name: str) -> list[Scores]:
-        """Scores per seed; `meteor` and `bertscore` stand for the variant that ran."""
-        if name not in self.scores:
-            name = next((n for n in self.scores if n.startswith(name + "_")), name)
-        return self.scores[name]
-
-    def level(self, name: str) -> tuple[float, float, float]:
-        """Mean over seeds with its 95 % interval over patients and seeds."""
-        d = difference(self.metric(name), None, self.patients)
-        return (d.mean, *d.interval())
-
-
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder. facts: `runs.json`."""
     files = folder(cfg) / "predictions"
@@ -120,7 +85,7 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
                 rows = np.flatnonzero((table.input == kind).to_numpy())
                 part = table.iloc[rows].reset_index(drop=True)
                 ids, patients = part.id.to_numpy(), part.patient.to_numpy()
-                new = Scored({}, ids, patients, [], run["source"], run["data_hash"], len(per_fold))
+                new = Scored({}, ids, patients, run["source"], run["data_hash"], len(per_fold))
                 entry = scored.setdefault(f"{name}@{kind}", new)
                 if not np.array_equal(entry.ids, ids) or entry.data_hash != run["data_hash"]:
                     raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
@@ -129,23 +94,3 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
                     entry.scores.setdefault(metric, []).append(select(s, rows + start))
             start += len(table)
     return scored
-
-
-def entry_name(name: str) -> str:
-    """Key of `score_all`: the true ECG unless the name says otherwise."""
-    return name if "@" in name else f"{name}@ecg"
-
-
-def compare(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference:
-    """Paired difference of two entries of `score_all`."""
-    a, b = (scored[entry_name(x)] for x in (ours, theirs))
-    if not np.array_equal(a.ids, b.ids) or a.data_hash != b.data_hash:
-        raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
-    return difference(a.metric(metric), b.metric(metric), a.patients)
-
-
-def describe(entry: Scored) -> str:
-    """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
-    size = f"{len(entry.ids)} records of {len(set(entry.patients))} patients"
-    name = "simulated" if entry.source == "simulated" else entry.source.upper()
-    return f"{name}, {size}" + (", out of fold" if entry.n_folds > 1 else "")

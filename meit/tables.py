@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from meit import figures
 from meit.config import Config
 from meit.data import prompt_text
 from meit.instructions import FIXED_INSTRUCTION
 from meit.protocols import side_by_side
-from meit.scoring import Scored, compare, describe, folder
+from shared.metrics import figures
 from shared.metrics.scorecard import control
 from shared.metrics.text import document_frequencies
+from shared.runs.evidence import Scored, describe, folder, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE = ("rouge_1_f1", "rouge_2_f1", "rouge_l_coco")
@@ -23,8 +23,8 @@ CONTROLS = {  # id -> what it is
 }
 
 
-def controls(scored: dict[str, Scored]) -> list[dict]:
-    """Finding-level F1 of what should fail, and how far the model is above it."""
+def controls(scored: dict[str, Scored], compare) -> list[dict]:
+    """Finding-level F1 of what should fail, and how far the model is above it. compare: (metric, ours, theirs)."""
     rows = []
     for name in ("meit", "real-ptb-xl"):
         if f"{name}@ecg" not in scored:
@@ -36,7 +36,7 @@ def controls(scored: dict[str, Scored]) -> list[dict]:
         for control_id, (key, note) in others.items():
             if key in scored:
                 level = scored[key].level("finding_f1")
-                ours = compare(scored, "finding_f1", name, key)
+                ours = compare("finding_f1", name, key)
                 rows.append(control(control_id, "finding_f1", level, ours, data=data, note=note))
     return rows
 
@@ -123,7 +123,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     ):
         if sum(k in scored for k in rows.values()) > 1:
             found.append(quality_table(scored, title, table_id, rows))
-    found += [attention_table(facts), run_table(facts)]
+    found += [attention_table(facts), run_table(facts, **{"truncated reports": "n_truncated"})]
     return [table for table in found if table["rows"]]
 
 
@@ -150,23 +150,6 @@ def languages(texts: pd.Series) -> str:
         lambda t: next((k for k, words in MARKERS.items() if any(w in t for w in words)), "other")
     )
     return ", ".join(f"{share:.0%} {name}" for name, share in pd.Series(found).value_counts(normalize=True).items())
-
-
-def run_table(facts: dict) -> dict:
-    columns = [
-        "run",
-        "commit",
-        "parameters",
-        "trained",
-        "steps",
-        "train s",
-        "samples/s",
-        "evaluation s",
-        "truncated reports",
-    ]
-    keys = ("commit", "parameters", "trainable", "steps", "train_s", "samples_per_s", "evaluation_s", "n_truncated")
-    rows = [[name, *(run.get(k) for k in keys)] for name, run in sorted(facts["runs"].items())]
-    return {"id": "runs", "title": "Runs", "columns": columns, "rows": rows}
 
 
 def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:

@@ -17,13 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from meit.config import Config, dump, parse
+from meit.config import Config, parse
 from meit.data import Collator, ReportDataset, load_tokenizer, prompt_text, train_tokenizer
 from meit.encoder import EncoderConfig, EncoderForWords
 from meit.instructions import instruction_pool
 from meit.model import MeitModel
 from meit.prep import prepare
-from meit.runs import end_processes, finished, quiet, run_json
+from meit.runs import end_processes, quiet
+from shared.runs.config import dump
+from shared.runs.facts import finished, run_json
 
 
 class MeitTrainer(Trainer):
@@ -150,7 +152,17 @@ def main(args: list[str] | None = None) -> Path:
         tokenizer.save_pretrained(cfg.run_dir / "checkpoint")
         (cfg.run_dir / "checkpoint" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says it all
         (cfg.run_dir / "config.yaml").write_text(dump(cfg))
-        run = run_json(cfg, trainer, train_set, prepared, wall_s)
+        run = run_json(
+            cfg,
+            trainer,
+            wall_s,
+            data_hash=prepared.data_hash,
+            split_sha256=prepared.split_sha256,
+            source=prepared.source,
+            n_train=len(train_set),
+            peak_gpu_mb=torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0,
+            shown={"n_truncated": train_set.n_truncated},
+        )
         (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
         shutil.rmtree(work)
         print(f"trained: {cfg.run_dir}, {run['steps']} steps, last loss {run['loss_log'][-1:]}")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from meit import figures
-from meit.figures import draw_case, draw_claims, draw_curve
-from shared.metrics import scorecard
+from meit.figures import draw_case
+from shared.metrics import figures, scorecard
+from shared.metrics.figures import draw_claims, draw_curve
 from shared.metrics.interval import Difference
 
 

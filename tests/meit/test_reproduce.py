@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meit import results
 from meit.config import parse
-from meit.reproduce import EXPERIMENTS, claim_experiments, experiments_for, pretrained, run_arguments, waves
+from meit.reproduce import EXPERIMENTS, MEIT
 from shared.metrics.scorecard import load_claims
+from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
+from shared.runs.evidence import folder, score
 
 LAPTOP = "meit/configs/laptop.yaml"
 
@@ -38,39 +39,39 @@ def test_claims_name_runs_that_exist(cfg, claims):
 
 def test_a_claim_brings_what_it_starts_from(cfg, claims, monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    assert experiments_for(cfg, claims, None, everything=False) == cfg.reproduce.headline
-    assert experiments_for(cfg, claims, "robustness", False) == ["meit", "noise"]
-    everything = experiments_for(cfg, claims, None, everything=True)
+    assert experiments_for(MEIT, cfg, claims, None, everything=False) == cfg.reproduce.headline
+    assert experiments_for(MEIT, cfg, claims, "robustness", False) == ["meit", "noise"]
+    everything = experiments_for(MEIT, cfg, claims, None, everything=True)
     here = {n for n in EXPERIMENTS if EXPERIMENTS[n].family in cfg.reproduce.backbones}
     assert set(everything) == here - {"real-ptb-xl"}, "real records are left out where they are missing"
     (tmp_path / "ptb-xl").mkdir()
-    assert experiments_for(cfg, claims, "real-ptb-xl", False) == ["ptb-xl", "real-ptb-xl"]
+    assert experiments_for(MEIT, cfg, claims, "real-ptb-xl", False) == ["ptb-xl", "real-ptb-xl"]
     with pytest.raises(SystemExit, match="known: "):
-        experiments_for(cfg, claims, "scaling", False)
+        experiments_for(MEIT, cfg, claims, "scaling", False)
 
 
 def test_waves_respect_dependencies(cfg, claims):
     here = {n: e for n, e in EXPERIMENTS.items() if e.family in cfg.reproduce.backbones}
-    plan = waves(cfg, list(here))
+    plan = waves(MEIT, cfg, list(here))
     place = {run[0]: i for i, wave in enumerate(plan) for run in wave}
     for name, experiment in here.items():
-        for earlier in (*experiment.after, *pretrained(cfg, name).values()):
+        for earlier in (*experiment.after, *MEIT.starts_from(cfg, name).values()):
             assert place[earlier] < place[name], (earlier, name)
     assert len([run for wave in plan for run in wave if run[0] == "real-ptb-xl"]) == 10 * len(cfg.reproduce.seeds)
 
 
 def test_run_options_parse_and_say_what_they_should(cfg):
     for name in (n for n in EXPERIMENTS if EXPERIMENTS[n].family in cfg.reproduce.backbones):
-        run = parse(run_arguments(cfg, name, seed=1, fold=2 if EXPERIMENTS[name].folds else 0))
+        run = parse(run_arguments(MEIT, cfg, name, seed=1, fold=2 if EXPERIMENTS[name].folds else 0))
         assert run.seed == 1 and run.tier == "laptop" and run.runs == cfg.runs
         assert (run.model.fusion == "none") == (name == "no-ecg")
-    run = parse(run_arguments(cfg, "real-ptb-xl", seed=0, fold=3))
+    run = parse(run_arguments(MEIT, cfg, "real-ptb-xl", seed=0, fold=3))
     assert run.data.simulate is None and run.data.split == "fold-3" and run.data.dataset == "ptb-xl"
     assert run.train.init.endswith("ptb-xl/seed0/checkpoint")
-    run = parse(run_arguments(cfg, "zero-shot", seed=2))
+    run = parse(run_arguments(MEIT, cfg, "zero-shot", seed=2))
     assert run.eval.checkpoint.endswith("meit/seed2/checkpoint") and run.data.split == "official_folds"
-    assert parse(run_arguments(cfg, "random-encoder", seed=0)).model.encoder is None
-    lm = parse(run_arguments(cfg, "lm-mimic-gpt2", seed=0))
+    assert parse(run_arguments(MEIT, cfg, "random-encoder", seed=0)).model.encoder is None
+    lm = parse(run_arguments(MEIT, cfg, "lm-mimic-gpt2", seed=0))
     assert (lm.model.backbone, lm.model.fusion, lm.model.lora_r) == ("scratch:gpt2", "none", 0)
 
 
@@ -79,8 +80,8 @@ BAD = ["sinus rhythm."] * 60
 
 
 def write_predictions(cfg, name: str, inputs: dict[str, list[str]], seeds=(0, 1, 2)) -> None:
-    folder = results.folder(cfg) / "predictions"
-    folder.mkdir(parents=True, exist_ok=True)
+    out = folder(cfg) / "predictions"
+    out.mkdir(parents=True, exist_ok=True)
     ids = [f"r{i}" for i in range(60)]
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -92,9 +93,9 @@ def write_predictions(cfg, name: str, inputs: dict[str, list[str]], seeds=(0, 1,
                     {"id": ids, "patient": ids, "input": kind, "reference": GOOD, "prediction": texts, "fold": 0}
                 )
             )
-        pd.concat(parts, ignore_index=True).to_parquet(folder / f"{name}-seed{seed}.parquet")
-    pd.DataFrame({"report": GOOD, "fold": 0}).to_parquet(folder / f"{name}-train-reports.parquet")
-    file = results.folder(cfg) / "runs.json"
+        pd.concat(parts, ignore_index=True).to_parquet(out / f"{name}-seed{seed}.parquet")
+    pd.DataFrame({"report": GOOD, "fold": 0}).to_parquet(out / f"{name}-train-reports.parquet")
+    file = folder(cfg) / "runs.json"
     facts = {
         "runs": {},
         "commit": "unknown",
@@ -111,7 +112,7 @@ def write_predictions(cfg, name: str, inputs: dict[str, list[str]], seeds=(0, 1,
 def test_scores_tell_a_reader_from_a_parrot(cfg, claims):
     write_predictions(cfg, "meit", {"ecg": GOOD, "shuffle": BAD, "zero": BAD, "majority": BAD})
     write_predictions(cfg, "llava", {"ecg": BAD})
-    card = results.score(cfg, claims)
+    card = score(MEIT, cfg, claims)
     rows = {c["id"]: c for c in card["claims"]}
     assert rows["fusion-llava"]["ours"]["difference"] > 0.3 and rows["fusion-llava"]["verdict"] == "holds"
     assert rows["fusion-flamingo"]["verdict"] == "not tested at this tier"
@@ -119,16 +120,16 @@ def test_scores_tell_a_reader_from_a_parrot(cfg, claims):
         assert control["difference"] > 0.3 and control["difference_ci"][0] > 0
     tables = {t["id"]: t for t in card["tables"]}
     assert tables["protocols"]["rows"][3][0] == "BLEU-4"
-    assert (results.folder(cfg) / "claims.png").stat().st_size > 10_000
-    assert (results.folder(cfg).parent / "REPRODUCTION.md").exists()
+    assert (folder(cfg) / "claims.png").stat().st_size > 10_000
+    assert (folder(cfg).parent / "REPRODUCTION.md").exists()
 
 
 def test_runs_on_other_records_are_refused(cfg, claims):
     write_predictions(cfg, "meit", {"ecg": GOOD})
     write_predictions(cfg, "llava", {"ecg": BAD})
-    file = results.folder(cfg) / "predictions" / "llava-seed1.parquet"
+    file = folder(cfg) / "predictions" / "llava-seed1.parquet"
     table = pd.read_parquet(file)
     table["id"] = "x" + table.id
     table.to_parquet(file)
     with pytest.raises(ValueError, match="different records"):
-        results.score(cfg, claims)
+        score(MEIT, cfg, claims)

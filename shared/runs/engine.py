@@ -1,0 +1,179 @@
+"""The paper's experiments in order -> predictions -> scorecard -> REPRODUCTION.md: `make reproduce-<paper>`.
+
+Every run is `<paper>.train` then `<paper>.evaluate` with a few keys of the tier's YAML replaced. Finished runs are not
+run again, so a killed call goes on where it stopped. What is scored are the predictions under `results/`, and scoring is
+a step of its own (`--rescore`), so the committed numbers can be computed again in seconds.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from shared.ecg.decode import init_worker
+from shared.metrics.scorecard import load_claims
+from shared.runs import evidence
+from shared.runs.config import RunConfig, dump, hash_of, parse_as, parser
+from shared.runs.paper import Paper
+
+
+def experiments_for(paper: Paper, cfg: RunConfig, claims: list[dict], claim: str | None, everything: bool) -> list[str]:
+    """Names of the experiments to run, in the paper's order, with all that they need."""
+    blocked = {name: paper.cannot_run(cfg, name) for name in paper.experiments}
+    if claim is not None:
+        needs = {c["id"]: claim_experiments(c) for c in claims} | {name: {name} for name in paper.experiments}
+        if claim not in needs or any(blocked.get(n, n) for n in needs[claim]):
+            known = ", ".join(c for c in needs if not any(blocked.get(n, n) for n in needs[c]))
+            raise SystemExit(f"--claim {claim}: no claim or experiment that can be run at this tier; known: {known}")
+        wanted = set(needs[claim])
+    else:
+        wanted = set(paper.experiments if everything else cfg.reproduce.headline)
+    wanted |= {a for name in wanted for a in paper.experiments[name].after}
+    for name in sorted(wanted):
+        if blocked[name]:
+            print(f"{name}: left out, {blocked[name]}")
+    return [name for name in paper.experiments if name in wanted and not blocked[name]]
+
+
+def claim_experiments(claim: dict) -> set[str]:
+    """The runs that a claim compares; `meit@shuffle` is the run meit given another kind of input."""
+    return {side.split("@")[0] for pair in evidence.claim_pairs(claim) for side in pair}
+
+
+def run_arguments(paper: Paper, cfg: RunConfig, name: str, seed: int, fold: int = 0) -> list[str]:
+    """The command line of one run: this tier's config as it was resolved, then the experiment's keys, then the tier's
+    own keys for that experiment."""
+    experiment = paper.experiment(cfg, name)
+    keys = {"experiment": f"{name}/fold-{fold}" if fold else name, "seed": seed}
+    if experiment.inputs:
+        keys["eval.inputs"] = list(experiment.inputs)
+    keys |= paper.keys(cfg, name)
+    keys |= {key: str(run_dir(cfg, run, 0) / "checkpoint") for key, run in paper.starts_from(cfg, name).items()}
+    keys |= experiment.overrides
+    if fold:
+        keys["data.split"] = f"fold-{fold}"
+    for prefix, extra in cfg.reproduce.overrides.items():
+        if name.startswith(prefix):
+            keys |= extra
+    paths = {e: run_dir(cfg, e, seed) / "checkpoint" for e in experiment.after}
+    values = {k: v.format(**paths) if isinstance(v, str) else json.dumps(v) for k, v in keys.items()}
+    return [f"--config={tier_file(cfg)}", *(f"--{k}={v}" for k, v in values.items())]
+
+
+def tier_file(cfg: RunConfig) -> Path:
+    """The tier's config with what the command line replaced; named by its content, so never half read or rewritten."""
+    text = dump(cfg)
+    file = Path(cfg.runs) / cfg.PAPER / cfg.tier / f"tier-{hash_of(text)[:8]}.yaml"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(text)
+        partial.rename(file)
+    return file
+
+
+def run_dir(cfg: RunConfig, name: str, seed: int) -> Path:
+    return Path(cfg.runs) / cfg.PAPER / cfg.tier / name / f"seed{seed}"
+
+
+def one_run(paper: str, args: list[str], train: bool, score: bool) -> None:
+    """Train and evaluate in this process."""
+    for module, wanted in (("train", train), ("evaluate", score)):
+        if wanted:
+            importlib.import_module(f"{paper}.{module}").main(args)
+
+
+def launch(paper: str, args: list[str], train: bool, score: bool, processes: int) -> None:
+    """The same in several processes, one per GPU."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    for module, wanted in (("train", train), ("evaluate", score)):
+        if wanted:
+            subprocess.run([*torchrun, "-m", f"{paper}.{module}", *args], check=True)
+
+
+def waves(paper: Paper, cfg: RunConfig, names: list[str]) -> list[list[tuple[str, int, int]]]:
+    """Runs (experiment, seed, fold) in waves: what is trained once, then models, then what starts from those."""
+    once = dict.fromkeys(run for n in names for run in paper.starts_from(cfg, n).values())
+    found = [[(run, 0, 0) for run in once]]
+    for late in (False, True):
+        group = [n for n in names if bool(paper.experiments[n].after) == late]
+        folds = {n: range(1, paper.experiments[n].folds + 1) if paper.experiments[n].folds else (0,) for n in group}
+        found.append([(n, s, f) for s in cfg.reproduce.seeds for n in group for f in folds[n]])
+    return [wave for wave in found if wave]
+
+
+def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
+    """All runs of all waves, `reproduce.jobs` at a time; the first error ends the call."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.reproduce.jobs))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    plan = waves(paper, cfg, names)
+    prepared = set()
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(console=Console(stderr=True), disable=not os.isatty(2)) as progress,
+        ProcessPoolExecutor(cfg.reproduce.jobs, mp_context=context, initializer=init_worker) as pool,
+    ):
+        bar = progress.add_task(f"{paper.name}, {cfg.tier}", total=sum(map(len, plan)))
+        for wave in plan:
+            futures = {}
+            for name, seed, fold in wave:
+                args = run_arguments(paper, cfg, name, seed, fold)
+                run = parse_as(paper.config, args)
+                if repr(run.data) not in prepared:  # once, before the workers start
+                    paper.prepare(run)
+                    prepared.add(repr(run.data))
+                experiment = paper.experiment(cfg, name)
+                work = (paper.name, args, experiment.train, experiment.score)
+                label = f"{name} seed {seed}" + (f" fold {fold}" if fold else "")
+                n = cfg.reproduce.processes
+                futures[pool.submit(launch, *work, n) if n else pool.submit(one_run, *work)] = label
+            _wait(futures, pool, lambda: progress.advance(bar))
+
+
+def _wait(futures: dict, pool: ProcessPoolExecutor, advance) -> None:
+    try:
+        for future in as_completed(futures):
+            if future.exception():
+                raise RuntimeError(f"{futures[future]} failed") from future.exception()
+            advance()
+            print(f"done: {futures[future]}", flush=True)
+    except BaseException:  # Ctrl-C too: what waits is dropped, what runs is ended; finished runs stay
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+
+
+def main(paper: Paper, args: list[str] | None = None) -> dict:
+    """Run what is asked for, collect the predictions under `results/`, score; returns the scorecard."""
+    command = parser(paper.config)
+    command.add_argument("--all", action="store_true", help="also every ablation and secondary table")
+    command.add_argument("--claim", type=str, default=None, help="only what this claim (or experiment) needs")
+    command.add_argument("--rescore", action="store_true", help="only score the predictions under results/ again")
+    args = sys.argv[1:] if args is None else args
+    values = vars(command.instantiate(command.parse_args(args)))
+    everything, claim, rescore = (values.pop(k) for k in ("all", "claim", "rescore"))
+    values.pop("config")
+    cfg = paper.config(**values)
+    claims = load_claims(paper.folder / "claims.yaml")
+    if not rescore:
+        names = experiments_for(paper, cfg, claims, claim, everything)
+        evidence.check(cfg)
+        run_all(paper, cfg, names)
+        evidence.collect(paper, cfg, names, peak_rss_mb(cfg))
+    return evidence.score(paper, cfg, claims)
+
+
+def peak_rss_mb(cfg: RunConfig) -> int:
+    """Upper bound of the memory in use: the largest worker times the number of workers, plus this process."""
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return (worker * cfg.reproduce.jobs + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 1024

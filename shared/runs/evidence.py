@@ -1,0 +1,201 @@
+"""Predictions of all runs -> `results/<paper>/<tier>/`: scorecard, tables, figures, and REPRODUCTION.md.
+
+`collect` copies what is evidence (predictions, run facts, pictures that need signals) out of `runs/`; `score` computes
+every number from that folder alone.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared.metrics import scorecard
+from shared.metrics.interval import Difference, Metric, difference
+from shared.metrics.report import print_table, render
+from shared.metrics.scorecard import TIERS, Measured
+from shared.runs.config import RunConfig
+from shared.runs.facts import commit, versions
+from shared.runs.paper import Paper
+
+RESULTS = Path(__file__).parents[2] / "results"  # the committed ones
+FACTS = ("commit", "config_hash", "batch", "steps", "n_train", "parameters", "trainable")  # of run.json, kept
+
+
+def folder(cfg: RunConfig) -> Path:
+    return Path(cfg.results) / cfg.PAPER / cfg.tier
+
+
+def read_predictions(cfg: RunConfig, name: str, seed: int) -> pd.DataFrame:
+    return pd.read_parquet(folder(cfg) / "predictions" / f"{name}-seed{seed}.parquet")
+
+
+# --- collect ---
+
+
+def run_folders(cfg: RunConfig, name: str, seed: int) -> list[Path]:
+    """Folders of one experiment and seed: one, or one per fold."""
+    base = Path(cfg.runs) / cfg.PAPER / cfg.tier / name
+    folds = sorted(base.glob("fold-*"), key=lambda p: int(p.name.removeprefix("fold-")))
+    return [f / f"seed{seed}" for f in folds] or [base / f"seed{seed}"]
+
+
+def check(cfg: RunConfig) -> None:
+    """Results of another config never stand beside these: said before anything runs, and nothing is deleted."""
+    file = folder(cfg) / "runs.json"
+    if file.exists() and json.loads(file.read_text())["tier_hash"] != cfg.tier_hash():
+        raise SystemExit(f"{folder(cfg)} holds results of another config: remove it, or give --results another folder")
+
+
+def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) -> None:
+    """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
+
+    `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran.
+    """
+    out = folder(cfg)
+    file = out / "runs.json"
+    empty = {"tier_hash": cfg.tier_hash(), "runs": {}, "peak_rss_mb": 0}
+    facts = json.loads(file.read_text()) if file.exists() else empty
+    (out / "predictions").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for seed in cfg.reproduce.seeds:
+            runs = run_folders(cfg, name, seed)
+            parts = [pd.read_parquet(r / "predictions.parquet").assign(fold=i) for i, r in enumerate(runs)]
+            table = pd.concat(parts, ignore_index=True).drop(columns="split", errors="ignore")
+            table.to_parquet(out / "predictions" / f"{name}-seed{seed}.parquet", compression="zstd")
+            facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
+        paper.collect(cfg, name, runs, out)
+    facts |= {
+        "commit": commit(),
+        "wall_s": sum(r.get("train_s", 0) + r["evaluation_s"] for r in facts["runs"].values()) / cfg.reproduce.jobs,
+        "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
+        "seeds": cfg.reproduce.seeds,
+        "environment": versions(),
+    }
+    file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    paper.pictures(cfg, names)
+
+
+def run_facts(runs: list[Path]) -> dict:
+    """What a reader may ask of a run: commit, hashes, sizes, time. Evaluation-only runs have no training facts.
+
+    Everything in metrics.json but the metrics themselves is kept, and what run.json lists under `shown`.
+    """
+    metrics = [json.loads((r / "metrics.json").read_text()) for r in runs]
+    facts = {k: v for k, v in metrics[0].items() if k not in ("metrics", "wall_s", "evaluation_hash", "scored_by")}
+    facts |= {"n_runs": len(runs), "evaluation_s": round(sum(m["wall_s"] for m in metrics), 1)}
+    if (runs[0] / "run.json").exists():
+        trained = [json.loads((r / "run.json").read_text()) for r in runs]
+        facts |= {k: trained[0][k] for k in FACTS if k in trained[0]} | trained[0].get("shown", {})
+        facts |= {"train_s": round(sum(t["wall_s"] for t in trained), 1), "samples_per_s": trained[0]["samples_per_s"]}
+        facts["loss"] = [[h["step"], round(h["loss"], 4)] for h in trained[0]["loss_log"]]
+    return facts
+
+
+# --- score ---
+
+
+@dataclass
+class Scored:
+    """One experiment with one kind of input: metric -> one `Metric` per seed, all on the same items."""
+
+    scores: dict[str, list[Metric]]
+    ids: np.ndarray
+    patients: np.ndarray
+    source: str  # "simulated" or the data set
+    data_hash: str
+    n_folds: int = 1
+    tables: list[pd.DataFrame] = field(default_factory=list)  # predictions, per seed
+    _levels: dict = field(default_factory=dict)
+
+    def metric(self, name: str) -> list[Metric]:
+        """Scores per seed; `meteor` and `bertscore` stand for the variant that ran."""
+        if name not in self.scores:
+            name = next((n for n in self.scores if n.startswith(name + "_")), name)
+        return self.scores[name]
+
+    def level(self, name: str) -> tuple[float, float, float]:
+        """Mean over seeds with its 95 % interval over patients and seeds."""
+        if name not in self._levels:
+            d = difference(self.metric(name), None, self.patients)
+            self._levels[name] = (d.mean, *d.interval())
+        return self._levels[name]
+
+
+def entry_name(paper: Paper, name: str) -> str:
+    """Key of `score_all`: the paper's main input unless the name says otherwise."""
+    return name if "@" in name else f"{name}@{paper.main_input}"
+
+
+def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference:
+    """Paired difference of two entries of `score_all`."""
+    a, b = (scored[entry_name(paper, x)] for x in (ours, theirs))
+    if not np.array_equal(a.ids, b.ids) or a.data_hash != b.data_hash:
+        raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
+    return difference(a.metric(metric), b.metric(metric), a.patients)
+
+
+def describe(entry: Scored) -> str:
+    """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
+    size = f"{len(set(entry.ids))} records of {len(set(entry.patients))} patients"
+    name = "simulated" if entry.source == "simulated" else entry.source.upper()
+    return f"{name}, {size}" + (", out of fold" if entry.n_folds > 1 else "")
+
+
+def claim_pairs(claim: dict) -> list[tuple[str, str]]:
+    """What a claim compares: (experiment, comparator), or one pair per step `better > worse` of an ordering."""
+    if claim["kind"] == "ordering":
+        return [tuple(step.split(" > ")) for step in claim["comparator"]]
+    return [(claim["experiment"], claim["comparator"])]
+
+
+def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | str:
+    """The differences a claim asks for, or why they are not there."""
+    pairs = claim_pairs(claim)
+    absent = sorted({side for pair in pairs for side in pair if entry_name(paper, side) not in scored})
+    if absent:
+        return f"needs {', '.join(absent)}: `make reproduce-{paper.name} CLAIM={claim['id']}` or `ALL=1`"
+    reason = paper.unmet(claim, scored)
+    if reason:
+        return reason
+    data = describe(scored[entry_name(paper, pairs[0][0])])
+    return Measured(tuple(compare(paper, scored, claim["metric"], a, b) for a, b in pairs), data)
+
+
+def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
+    """Everything that can be computed from the results folder; writes the scorecard and REPRODUCTION.md."""
+    out = folder(cfg)
+    if not (out / "runs.json").exists():
+        raise SystemExit(f"{out}: no results; run `make reproduce-{paper.name} TIER={cfg.tier}` first")
+    facts = json.loads((out / "runs.json").read_text())
+    scored = paper.score_all(cfg, facts)
+    run = {k: facts[k] for k in ("commit", "wall_s", "peak_rss_mb", "seeds", "environment")}
+    due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
+    parts = {"controls": paper.controls(cfg, scored), "tables": paper.tables(cfg, scored, facts)}
+    card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
+    figures = paper.draw(cfg, card, scored, facts)
+    card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts, figures=figures)
+    scorecard.write(card, out / "scorecard.json")
+    page = write_reproduction(paper, cfg, claims)
+    print_table(card)
+    print(f"wrote {out / 'scorecard.json'} and {page}")
+    return card
+
+
+def write_reproduction(paper: Paper, cfg: RunConfig, claims: list[dict]) -> Path:
+    """REPRODUCTION.md from all committed scorecards; beside the results where they are not the committed ones."""
+    committed = Path(cfg.results).resolve() == RESULTS.resolve()
+    file = (paper.folder if committed else folder(cfg).parent) / "REPRODUCTION.md"
+    shown = [t for t in TIERS if t != "smoke" or not committed]  # smoke proves the plumbing, it is no evidence
+    cards = {t: Path(cfg.results) / paper.name / t / "scorecard.json" for t in shown}
+    file.write_text(render(paper.name, claims, {t: scorecard.read(p) for t, p in cards.items() if p.exists()}))
+    return file
+
+
+def run_table(facts: dict, **extra: str) -> dict:
+    """The runs behind the numbers. extra: column heading -> key of a run's facts, for what the paper adds."""
+    columns = {"commit": "commit", "parameters": "parameters", "trained": "trainable", "steps": "steps",
+               "train s": "train_s", "samples/s": "samples_per_s", "evaluation s": "evaluation_s"} | extra  # fmt: skip
+    rows = [[name, *(run.get(k) for k in columns.values())] for name, run in sorted(facts["runs"].items())]
+    return {"id": "runs", "title": "Runs", "columns": ["run", *columns], "rows": rows}

@@ -1,0 +1,56 @@
+"""What is kept of a run beside its weights: `run.json`, and whether it has to be run at all."""
+
+import json
+import platform
+import resource
+import subprocess
+from importlib.metadata import version
+
+from shared.runs.config import RunConfig
+
+VERSIONS = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "scikit-learn")
+
+
+def commit() -> str:
+    """The commit that runs, with `-dirty` where files differ from it; `unknown` outside a git checkout."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    return {package: version(package) for package in VERSIONS} | {"python": platform.python_version()}
+
+
+def n_parameters(model, trained: bool = False) -> int:
+    """Of a torch module. ZeRO-3 leaves empty tensors behind and keeps the true size in `ds_numel`."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trained)
+
+
+def run_json(cfg: RunConfig, trainer, wall_s: float, **facts) -> dict:
+    """What ran, on what, how fast. trainer: a transformers Trainer; facts: what the paper adds, `data_hash` at least."""
+    args, state = trainer.args, trainer.state
+    micro, accumulation, world = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
+    return {
+        "commit": commit(),
+        "config_hash": cfg.digest(),
+        "versions": versions(),
+        "processes": world,
+        "batch": f"{micro * accumulation * world} = {micro} x {accumulation} x {world}",
+        "steps": state.global_step,
+        "parameters": n_parameters(trainer.model),
+        "trainable": n_parameters(trainer.model, trained=True),
+        "wall_s": round(wall_s, 1),
+        "samples_per_s": round(state.global_step * micro * accumulation * world / max(wall_s, 1e-9), 1),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "loss_log": [{k: h[k] for k in ("step", "loss")} for h in state.log_history if "loss" in h],
+        **facts,
+    }
+
+
+def finished(cfg: RunConfig, data_hash: str) -> bool:
+    """True where this very run, same config and data, has already ended."""
+    file = cfg.run_dir / "run.json"
+    if not file.exists():
+        return False
+    run = json.loads(file.read_text())
+    return run["config_hash"] == cfg.digest() and run["data_hash"] == data_hash

@@ -1,0 +1,82 @@
+"""What a paper says of itself, so that the engine can run and score it: one subclass in `<paper>/reproduce.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.runs.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of runs, one per seed. `after`: experiments whose checkpoints it starts from or is evaluated with."""
+
+    overrides: dict = field(default_factory=dict)  # config keys; {x} in a value = the checkpoint of x, same seed
+    inputs: tuple[str, ...] = ()  # `eval.inputs`: what the trained model is given at test time
+    after: tuple[str, ...] = ()
+    train: bool = True
+    score: bool = True
+    folds: int = 0  # out-of-fold over the official folds: one run per fold, predictions pooled
+
+
+class Paper:
+    """The names and the few choices in which papers differ. `<name>.train` and `<name>.evaluate` are its entry points.
+
+    main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
+    """
+
+    name: str
+    config: type[RunConfig]
+    experiments: dict[str, Experiment]
+    main_input: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(__file__).parents[2] / self.name
+
+    # --- what runs ---
+
+    def experiment(self, cfg: RunConfig, name: str) -> Experiment:
+        """A row of `experiments`, or what such a row starts from."""
+        return self.experiments[name]
+
+    def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
+        """Why this tier, or this machine's data, cannot run an experiment; None where it can."""
+        return None
+
+    def starts_from(self, cfg: RunConfig, name: str) -> dict[str, str]:
+        """Config key -> run (seed 0) whose checkpoint it names: what is trained once for all experiments and seeds."""
+        return {}
+
+    def keys(self, cfg: RunConfig, name: str) -> dict:
+        """Config keys of every run of an experiment, before its own overrides."""
+        return {}
+
+    def prepare(self, cfg: RunConfig) -> None:
+        """Data of one run, before workers start, so that no two make them."""
+        raise NotImplementedError
+
+    # --- what is shown ---
+
+    def collect(self, cfg: RunConfig, name: str, runs: list[Path], out: Path) -> None:
+        """Copy what scoring needs beside the predictions. runs: folders of one seed, one per fold."""
+
+    def pictures(self, cfg: RunConfig, names: list[str]) -> None:
+        """Figures that need signals or weights, drawn while `runs/` and the data are there."""
+
+    def score_all(self, cfg: RunConfig, facts: dict) -> dict:
+        """`name@input` -> `evidence.Scored`, from the results folder. facts: `runs.json`."""
+        raise NotImplementedError
+
+    def controls(self, cfg: RunConfig, scored: dict) -> list[dict]:
+        raise NotImplementedError
+
+    def tables(self, cfg: RunConfig, scored: dict, facts: dict) -> list[dict]:
+        raise NotImplementedError
+
+    def draw(self, cfg: RunConfig, card: dict, scored: dict, facts: dict) -> list[dict]:
+        """Figures from scores alone; returns file and caption of all figures of the folder."""
+        raise NotImplementedError
+
+    def unmet(self, claim: dict, scored: dict) -> str | None:
+        """Why a claim cannot be measured although its runs are there (no judge, say)."""
+        return None
