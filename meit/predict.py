@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import yaml
 
@@ -17,25 +16,8 @@ from meit.figures import draw_case
 from meit.model import MeitModel
 from meit.runs import quiet
 from shared.ecg.decode import resampled
-from shared.ecg.record import LEADS, EcgReadError
-from shared.ecg.wfdb_io import fill_short_gaps, read_signal
-
-
-def read_input(record: Path, fs_hz: float | None) -> tuple[np.ndarray, float]:
-    """[12, n] mV in the order of LEADS, and its rate. Raises EcgReadError naming the file and what is wrong."""
-    if record.suffix.lower() != ".csv":
-        return read_signal(record.with_suffix("") if record.suffix in (".hea", ".dat", ".mat") else record)[:2]
-    if fs_hz is None:
-        raise EcgReadError(record, "wrong rate", "a CSV file has no sampling rate; give --fs-hz")
-    table = pd.read_csv(record)
-    columns = {c.strip().lower(): c for c in table.columns}
-    missing = [lead for lead in LEADS if lead.lower() not in columns]
-    if missing:
-        raise EcgReadError(record, "missing lead", f"no column for {', '.join(missing)}")
-    cells = table[[columns[lead.lower()] for lead in LEADS]].apply(pd.to_numeric, errors="coerce")
-    signal_mv = np.ascontiguousarray(cells.to_numpy(np.float32).T)
-    fill_short_gaps(record, signal_mv, fs_hz)
-    return signal_mv, fs_hz
+from shared.ecg.record import EcgReadError
+from shared.ecg.wfdb_io import read_file
 
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
@@ -64,7 +46,7 @@ def main(args: list[str] | None = None) -> str:
         parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-meit` or give --checkpoint")
     quiet()
     try:
-        signal_mv, fs_hz = read_input(options.record, options.fs_hz)
+        signal_mv, fs_hz = read_file(options.record, options.fs_hz)
     except EcgReadError as error:
         parser.error(str(error))
     text = report(signal_mv, fs_hz, options.checkpoint)

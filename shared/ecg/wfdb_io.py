@@ -11,6 +11,7 @@ data sets).
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,13 +29,14 @@ ROW_OF_LEAD = {name.lower(): row for row, name in enumerate(LEADS)}
 # ----------------------------------------------------------------------------------------------- waveforms
 
 
-def read_signal(path: Path, fs_hz: float | None = None) -> tuple[np.ndarray, float, int]:
+def read_signal(path: Path, fs_hz: float | None = None, leads: Sequence[str] = LEADS) -> tuple[np.ndarray, float, int]:
     """One WFDB record (path without extension) -> (signal_mv [12, n_samples] float32, fs_hz, n_interpolated).
 
     Rows are in the order of LEADS, found by case-insensitive name; other leads (VX, VY, VZ of PTBDB) are left out.
     mV and µV are read, into mV. Missing samples: gaps of at most 40 ms are filled by a straight line (at an end, by the
     nearest sample) and counted over all leads in `n_interpolated`.
-    fs_hz: the rate the file must have, in Hz; None accepts any.
+    fs_hz: the rate the file must have, in Hz; None accepts any. leads: those that are asked for, in the order of LEADS;
+    the rows of all others are zeros, whatever the file holds.
     Raises EcgReadError; the module docstring lists the reasons.
     """
     import wfdb
@@ -52,17 +54,47 @@ def read_signal(path: Path, fs_hz: float | None = None) -> tuple[np.ndarray, flo
         raise EcgReadError(path, "bad header", f"sampling rate {record.fs}")
     if fs_hz is not None and abs(record.fs - fs_hz) > 1e-6:
         raise EcgReadError(path, "wrong rate", f"{record.fs:g} Hz in the header, {fs_hz:g} Hz expected")
-    column = _columns_of_leads(path, record.sig_name)
-    signal_mv = np.ascontiguousarray(record.p_signal[:, column].T, dtype=np.float32)  # [12, n_samples]
+    column = _columns_of_leads(path, record.sig_name, leads)
+    signal_mv = np.ascontiguousarray(record.p_signal[:, column].T, dtype=np.float32)  # [n_leads, n_samples]
     _scale_to_mv(path, signal_mv, record.units, column)
-    n_interpolated = fill_short_gaps(path, signal_mv, record.fs)
-    low, high = signal_mv.min(axis=1), signal_mv.max(axis=1)  # [12]
+    n_interpolated = fill_short_gaps(path, signal_mv, record.fs, leads)
+    low, high = signal_mv.min(axis=1), signal_mv.max(axis=1)  # [n_leads]
     if max(high.max(), -low.min()) > MAX_ABS_MV:
         raise EcgReadError(path, "amplitude", f"{max(high.max(), -low.min()):.1f} mV exceeds {MAX_ABS_MV} mV")
     if (low == high).any():
-        names = [name for name, flat in zip(LEADS, low == high, strict=True) if flat]
+        names = [name for name, flat in zip(leads, low == high, strict=True) if flat]
         raise EcgReadError(path, "flat lead", ", ".join(names))
-    return signal_mv, float(record.fs), n_interpolated
+    return _twelve_rows(signal_mv, leads), float(record.fs), n_interpolated
+
+
+def read_file(path: Path, fs_hz: float | None = None, leads: Sequence[str] = LEADS) -> tuple[np.ndarray, float]:
+    """Any one ECG a user may have -> (signal_mv [12, n_samples], fs_hz); rows of leads not asked for are zeros.
+
+    A WFDB record (path without or with extension), or a CSV file in mV with one column per lead, named in the header,
+    whose rate `fs_hz` must be given. Raises EcgReadError naming the file and what is wrong.
+    """
+    leads = tuple(name for name in LEADS if name.lower() in {lead.lower() for lead in leads})
+    if path.suffix.lower() != ".csv":
+        return read_signal(path.with_suffix("") if path.suffix in (".hea", ".dat", ".mat") else path, None, leads)[:2]
+    if fs_hz is None:
+        raise EcgReadError(path, "wrong rate", "a CSV file has no sampling rate; give --fs-hz")
+    table = pd.read_csv(path)
+    columns = {c.strip().lower(): c for c in table.columns}
+    missing = [lead for lead in leads if lead.lower() not in columns]
+    if missing:
+        raise EcgReadError(path, "missing lead", f"no column for {', '.join(missing)}")
+    cells = table[[columns[lead.lower()] for lead in leads]].apply(pd.to_numeric, errors="coerce")
+    signal_mv = np.ascontiguousarray(cells.to_numpy(np.float32).T)
+    fill_short_gaps(path, signal_mv, fs_hz, leads)
+    return _twelve_rows(signal_mv, leads), fs_hz
+
+
+def _twelve_rows(signal_mv: np.ndarray, leads: Sequence[str]) -> np.ndarray:
+    if len(leads) == len(LEADS):
+        return signal_mv
+    rows = np.zeros((len(LEADS), signal_mv.shape[1]), np.float32)
+    rows[[LEADS.index(lead) for lead in leads]] = signal_mv
+    return rows
 
 
 def read_record(root: Path, row, dataset: str, fs_hz: float | None = None) -> EcgRecord:
@@ -86,10 +118,10 @@ def read_record(root: Path, row, dataset: str, fs_hz: float | None = None) -> Ec
     )
 
 
-def fill_short_gaps(path: Path, signal_mv: np.ndarray, fs_hz: float) -> int:
+def fill_short_gaps(path: Path, signal_mv: np.ndarray, fs_hz: float, leads: Sequence[str] = LEADS) -> int:
     """Interpolate NaN runs of at most 40 ms in place, lead by lead; returns how many samples were filled.
 
-    signal_mv: [12, n_samples]. Raises EcgReadError "long gap" where a lead lacks more at a stretch.
+    signal_mv: [n_leads, n_samples]. Raises EcgReadError "long gap" where a lead lacks more at a stretch.
     """
     missing = np.isnan(signal_mv)
     if not missing.any():
@@ -101,7 +133,7 @@ def fill_short_gaps(path: Path, signal_mv: np.ndarray, fs_hz: float) -> int:
         run = int((edges[1::2] - edges[::2]).max())
         if run > longest or run == n_samples:
             detail = (
-                f"{LEADS[row]}: {1000 * run / fs_hz:.0f} ms missing at a stretch, {1000 * MAX_GAP_S:.0f} ms allowed"
+                f"{leads[row]}: {1000 * run / fs_hz:.0f} ms missing at a stretch, {1000 * MAX_GAP_S:.0f} ms allowed"
             )
             raise EcgReadError(path, "long gap", detail)
         hole = missing[row]
@@ -109,8 +141,8 @@ def fill_short_gaps(path: Path, signal_mv: np.ndarray, fs_hz: float) -> int:
     return int(missing.sum())
 
 
-def _columns_of_leads(path: Path, names: list[str | None]) -> list[int]:
-    """For each of LEADS, the signal of the file that carries its name."""
+def _columns_of_leads(path: Path, names: list[str | None], leads: Sequence[str]) -> list[int]:
+    """For each of `leads`, the signal of the file that carries its name."""
     column = [-1] * len(LEADS)
     for position, name in enumerate(names):
         row = ROW_OF_LEAD.get((name or "").strip().lower())
@@ -119,10 +151,10 @@ def _columns_of_leads(path: Path, names: list[str | None]) -> list[int]:
         if column[row] >= 0:
             raise EcgReadError(path, "duplicate lead", LEADS[row])
         column[row] = position
-    if -1 in column:
-        absent = [name for name, position in zip(LEADS, column, strict=True) if position < 0]
+    absent = [lead for lead in leads if column[LEADS.index(lead)] < 0]
+    if absent:
         raise EcgReadError(path, "missing lead", f"{', '.join(absent)} not among {names}")
-    return column
+    return [column[LEADS.index(lead)] for lead in leads]
 
 
 def _scale_to_mv(path: Path, signal_mv: np.ndarray, units: list[str], column: list[int]) -> None:

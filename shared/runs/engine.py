@@ -127,9 +127,9 @@ def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
             for name, seed, fold in wave:
                 args = run_arguments(paper, cfg, name, seed, fold)
                 run = parse_as(paper.config, args)
-                if repr(run.data) not in prepared:  # once, before the workers start
+                if paper.same_data(run) not in prepared:  # once, before the workers start
                     paper.prepare(run)
-                    prepared.add(repr(run.data))
+                    prepared.add(paper.same_data(run))
                 experiment = paper.experiment(cfg, name)
                 work = (paper.name, args, experiment.train, experiment.score)
                 label = f"{name} seed {seed}" + (f" fold {fold}" if fold else "")

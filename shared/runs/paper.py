@@ -55,6 +55,10 @@ class Paper:
         """Data of one run, before workers start, so that no two make them."""
         raise NotImplementedError
 
+    def same_data(self, cfg: RunConfig) -> str:
+        """Runs with the same text need `prepare` only once."""
+        return repr(cfg.data)
+
     # --- what is shown ---
 
     def collect(self, cfg: RunConfig, name: str, runs: list[Path], out: Path) -> None:

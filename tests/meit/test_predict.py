@@ -7,6 +7,7 @@ import wfdb
 
 from meit import predict, train
 from shared.ecg.record import LEADS, EcgReadError
+from shared.ecg.wfdb_io import read_file
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_what_cannot_be_read_is_named(checkpoint, signal_mv, tmp_path):
         ("holes.csv", None, "--fs-hz"),
     ):
         with pytest.raises(EcgReadError, match=reason):
-            predict.read_input(tmp_path / name, fs_hz)
+            read_file(tmp_path / name, fs_hz)
     with pytest.raises(EcgReadError, match="missing file"):
-        predict.read_input(tmp_path / "nothing", None)
+        read_file(tmp_path / "nothing", None)
     with pytest.raises(SystemExit):
         predict.main([str(tmp_path / "x"), "--checkpoint", str(tmp_path / "none" / "checkpoint")])
