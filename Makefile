@@ -4,7 +4,7 @@ PY := .venv/bin/python
 TIER ?= laptop
 DATA_ROOT ?= data/official
 export DATA_ROOT
-PAPERS := meit
+PAPERS := meit kmerl
 DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits
 
 .DEFAULT_GOAL := help
@@ -47,8 +47,10 @@ rescore-%: .venv/.ready  ## rescore-<paper>: every number again from the committ
 plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at paper scale, without a GPU
 	$(PY) -m $*.plan
 
-check-data-meit: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
-	$(PY) -m shared.download --check mimic-iv-ecg ptb-xl
+DATA_meit := mimic-iv-ecg ptb-xl
+DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
+check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
+	$(PY) -m shared.download --check $(DATA_$*)
 
 $(DATASETS:%=data-%): data-%: .venv/.ready  ## data-<dataset>: verified, resumable download into DATA_ROOT
 	$(PY) -m shared.download $*

@@ -1,4 +1,4 @@
-"""A 12-lead ECG on standard paper: 25 mm/s, 10 mm/mV, four columns of 2.5 s and a rhythm strip.
+"""A 12-lead ECG on standard paper, 25 mm/s and 10 mm/mV: four columns of 2.5 s and a rhythm strip, or whole strips.
 
 Serves `predict.py` of every ECG paper and the page of simulated conditions.
 """
@@ -12,7 +12,9 @@ from shared.ecg.record import LEADS
 PAPER_LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
 _COLUMN_S = 2.5
 _ROW_MV = 3.0  # paper height of a row: 30 mm
+_STRIP_MV = (0.8, 1.45), (3.0, 3.0)  # least and greatest paper of a strip below and above its baseline
 _MINOR, _MAJOR, _INK, _MARK = "#f6d5d5", "#eba9a9", "#1a1a1a", "#ffd54a"
+_TINT = (0.0, 0.447, 0.698)
 
 
 def draw_ecg(ax_or_fig, signal_mv: np.ndarray, fs_hz: float, title: str = "", highlight=None):
@@ -38,10 +40,61 @@ def draw_ecg(ax_or_fig, signal_mv: np.ndarray, fs_hz: float, title: str = "", hi
         for c, lead in enumerate(row):
             _trace(ax, signal_mv, fs_hz, lead, c * _COLUMN_S, (c + 1) * _COLUMN_S, -r * _ROW_MV, spans)
     _trace(ax, signal_mv, fs_hz, "II", 0.0, width_s, -(rows - 1) * _ROW_MV, spans)
-    _calibration(ax, rows)
+    for r in range(rows):
+        _calibration(ax, -r * _ROW_MV)
     if title:
         ax.set_title(title, fontsize=8, loc="left", pad=3)
     return ax
+
+
+def strip_rows(signal_mv: np.ndarray, leads) -> list[tuple[float, float, float]]:
+    """Per lead (bottom, baseline, top) on the paper of `draw_strips` in mV, from 0 downwards: as high as its waves."""
+    rows, top = [], 0.0
+    for lead in leads:
+        values = signal_mv[LEADS.index(lead)]
+        centre = np.nanmedian(values) if np.isfinite(values).any() else 0.0
+        reach = [centre - np.nanmin(values), np.nanmax(values) - centre] if np.isfinite(values).any() else [0.0, 0.0]
+        below, above = np.clip(reach, *_STRIP_MV) + 0.15
+        rows.append((top - above - below, top - above, top))
+        top -= above + below
+    return rows
+
+
+def draw_strips(ax, signal_mv: np.ndarray, fs_hz: float, leads, weights=None, segment_s: float = 0.0, title: str = ""):
+    """Whole recordings of some leads, one row a lead, each segment tinted by its weight; returns the Axes.
+
+    signal_mv: [12, n] in mV, rows in the order of LEADS. leads: the names to show. weights: [12, m] >= 0 of m segments
+    of segment_s, 0 = no tint and the greatest of the leads shown = full tint; None = no tint. ValueError for a wrong
+    shape or name.
+    """
+    signal_mv = np.asarray(signal_mv)
+    if signal_mv.ndim != 2 or len(signal_mv) != len(LEADS):
+        raise ValueError(f"signal_mv must be [12, n] in the order of LEADS, not {signal_mv.shape}")
+    unknown = [lead for lead in leads if lead not in LEADS]
+    if unknown or not leads:
+        raise ValueError(f"leads: {', '.join(unknown) or 'none'} given; LEADS are {', '.join(LEADS)}")
+    if weights is not None and (np.ndim(weights) != 2 or len(weights) != len(LEADS) or segment_s <= 0):
+        raise ValueError(f"weights must be [12, m] of segments of segment_s > 0, not {np.shape(weights)}, {segment_s}")
+    rows, width_s = strip_rows(signal_mv, leads), signal_mv.shape[1] / fs_hz
+    _paper(ax, width_s, rows[-1][0], rows[0][2])
+    if weights is not None:
+        _tint_strips(ax, rows, np.asarray(weights, dtype=float)[[LEADS.index(lead) for lead in leads]], segment_s)
+    for lead, (_, baseline, _) in zip(leads, rows, strict=True):
+        _trace(ax, signal_mv, fs_hz, lead, 0.0, width_s, baseline, (), label=9)
+        _calibration(ax, baseline)
+    if title:
+        ax.set_title(title, fontsize=11, loc="left", pad=4)
+    return ax
+
+
+def _tint_strips(ax, rows, weights: np.ndarray, segment_s: float) -> None:
+    """weights: [number of rows, m]."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    tint = LinearSegmentedColormap.from_list("tint", [(*_TINT, 0.0), (*_TINT, 0.75)])
+    edges, most = np.arange(weights.shape[1] + 1) * segment_s, max(float(weights.max()), 1e-12)
+    for (bottom, _, top), cells in zip(rows, weights, strict=True):
+        ax.pcolormesh(edges, [bottom, top], cells[None], cmap=tint, vmin=0, vmax=most, lw=0, zorder=1)
 
 
 def _paper(ax, width_s: float, bottom: float, top: float) -> None:
@@ -63,7 +116,7 @@ def _paper(ax, width_s: float, bottom: float, top: float) -> None:
         spine.set_visible(False)
 
 
-def _trace(ax, signal_mv, fs_hz, lead, start_s, end_s, baseline_mv, spans) -> None:
+def _trace(ax, signal_mv, fs_hz, lead, start_s, end_s, baseline_mv, spans, label: float = 6) -> None:
     first, last = round(start_s * fs_hz), min(round(end_s * fs_hz), signal_mv.shape[1])
     values = signal_mv[LEADS.index(lead), first:last]
     t = np.arange(first, first + len(values)) / fs_hz
@@ -73,14 +126,13 @@ def _trace(ax, signal_mv, fs_hz, lead, start_s, end_s, baseline_mv, spans) -> No
             ax.fill_between([a, b], baseline_mv - 1.2, baseline_mv + 1.4, color=_MARK, alpha=0.45, lw=0, zorder=1)
     offset = np.nanmedian(values) if len(values) and np.isfinite(values).any() else 0.0
     ax.plot(t, values - offset + baseline_mv, color=_INK, lw=0.6, zorder=2)
-    ax.text(start_s + 0.04, baseline_mv + 1.05, lead, fontsize=6, zorder=3)
+    ax.text(start_s + 0.04, baseline_mv + 1.05, lead, fontsize=label, zorder=3)
 
 
-def _calibration(ax, rows: int) -> None:
-    """1 mV for 0.2 s in front of every row."""
-    for r in range(rows):
-        x = np.array([-0.36, -0.30, -0.30, -0.10, -0.10, -0.04])
-        ax.plot(x, np.array([0, 0, 1, 1, 0, 0]) - r * _ROW_MV, color=_INK, lw=0.6)
+def _calibration(ax, baseline_mv: float) -> None:
+    """1 mV for 0.2 s in front of a row."""
+    x = np.array([-0.36, -0.30, -0.30, -0.10, -0.10, -0.04])
+    ax.plot(x, np.array([0, 0, 1, 1, 0, 0]) + baseline_mv, color=_INK, lw=0.6)
 
 
 def draw_page(path: Path, signals_mv, fs_hz: float, titles: list[str], columns: int = 3, dpi: int = 110) -> Path:

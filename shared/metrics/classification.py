@@ -4,16 +4,18 @@ Serves the classification tasks of K-MERL, SuPreME and Synthetic Med-VLP. A clas
 negatives) has no AUROC: it is left out of a macro mean and counted, see `usable_classes`. Rare classes make a macro
 mean noisy, hence the second mean over classes with at least 10 positives (`min_positives=10`).
 
-AUROC and average precision are no sums over items: they are `Statistic`s, functions of item weights, computed for a
-whole block of bootstrap weights per sort. A class that a bootstrap draw leaves undefined (no positive drawn, say) is
-left out of that draw's mean.
+AUROC and average precision are no sums over items: they are `Statistic`s, functions of item weights. Each class is
+sorted once, when the metric is made; a block of bootstrap weights then costs one product with a sparse matrix of one
+number an item. A class that a bootstrap draw leaves undefined (no positive drawn, say) is left out of that draw's mean.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+from scipy.stats import rankdata
 
 from shared.metrics.interval import Scores, Statistic
 
@@ -41,37 +43,42 @@ def usable_classes(labels: np.ndarray, min_positives: int = 1) -> tuple[np.ndarr
 
 # --- weighted ranking metrics of one class ----------------------------------------------------------------------------
 
-
-def _sorted_weights(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Items in ascending order of score: labels [n_items], weights [n_items, n], first and last index of each's tie."""
-    order = np.argsort(score, kind="stable")
-    ordered = score[order]
-    first = np.searchsorted(ordered, ordered, side="left")
-    last = np.searchsorted(ordered, ordered, side="right") - 1
-    return label[order], weights[order], first, last
+BLOCK = 64  # bootstrap draws at a time: the sums of one class then stay in the processor's cache
 
 
-def _auroc(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted P(score of a positive > of a negative) + P(equal) / 2. weights: [n_items, n] -> [n]."""
-    positive, w, first, last = _sorted_weights(label, score, weights)
-    positive_w = w[positive]
-    w[positive] = 0.0
-    below = np.concatenate([np.zeros((1, w.shape[1])), np.cumsum(w, axis=0)])  # [i]: negatives before item i
-    rank = 0.5 * (below[first[positive]] + below[last[positive] + 1])  # a tied negative counts one half
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (positive_w * rank).sum(axis=0) / (positive_w.sum(axis=0) * below[-1])
+class _Ranking:
+    """Where the items of one class stand. Steps 0..K-1 are the different scores that positives have, ascending."""
+
+    def __init__(self, label: np.ndarray, score: np.ndarray):
+        steps = np.unique(score[label])
+        positive, negative = np.flatnonzero(label), np.flatnonzero(~label)
+        above = np.searchsorted(steps, score[negative], side="right")  # steps at or below each negative
+        tie = (above > 0) & (steps[above - 1] == score[negative])
+        k = self.n_steps = len(steps)
+        rows = np.concatenate([np.searchsorted(steps, score[positive]), k + above, 2 * k + above[tie]])
+        columns = np.concatenate([positive, negative, negative[tie]])
+        self.any_tie = bool(tie.any())
+        shape = (3 * k + 1 if self.any_tie else 2 * k + 1, len(label))
+        self.sums = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
+
+    def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+        """weights [n_items, n] -> sums per step: positives at it [K, n], negatives at it [K, n] or 0, negatives below
+        it [K, n]; and all negatives [n]."""
+        k, sums = self.n_steps, self.sums @ weights
+        below = np.cumsum(sums[k : 2 * k + 1], axis=0)
+        return sums[:k], sums[2 * k + 1 :] if self.any_tie else 0.0, below[:k], below[k]
 
 
-def _average_precision(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sum of (recall step) x precision, without interpolation; tied items form one step. -> [n]."""
-    positive, w, first, _ = _sorted_weights(label, score, weights)
-    above = np.cumsum(w[::-1], axis=0)[::-1]  # [i]: all items from i up
-    positive_w = w[positive]
-    hits = np.cumsum(np.where(positive[:, None], w, 0.0)[::-1], axis=0)[::-1]
-    start = first[positive]  # a positive is retrieved together with its whole tie
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(positive_w > 0, hits[start] / above[start], 0.0)
-        return (positive_w * precision).sum(axis=0) / positive_w.sum(axis=0)
+def _auroc(positive, tied, below, n_negative) -> np.ndarray:
+    """Weighted P(score of a positive > of a negative) + P(equal) / 2, from the sums of `_Ranking` -> [n]."""
+    return (positive * (below + 0.5 * tied)).sum(axis=0) / (positive.sum(axis=0) * n_negative)
+
+
+def _average_precision(positive, tied, below, n_negative) -> np.ndarray:
+    """Weighted sum of (recall step) x precision, without interpolation; tied items form one step -> [n]."""
+    hits = np.cumsum(positive[::-1], axis=0)[::-1]  # positives at a step or above
+    precision = np.where(positive > 0, hits / (hits + n_negative - below), 0.0)
+    return (positive * precision).sum(axis=0) / positive.sum(axis=0)
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
@@ -81,10 +88,15 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(defined, values, 0.0).sum(axis=-1) / np.maximum(n, 1), np.nan)
 
 
-def _macro(item_weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, metric: Callable) -> np.ndarray:
+def _macro(item_weights: np.ndarray, rankings: Sequence[_Ranking], metric: Callable) -> np.ndarray:
     """Mean of `metric` over classes for each row of item_weights [n, n_items] -> [n]."""
-    weights = np.ascontiguousarray(np.asarray(item_weights, dtype=np.float64).T)  # item-major: sorting copies rows
-    return _nanmean(np.stack([metric(y, s, weights) for y, s in zip(labels.T, scores.T, strict=True)], axis=-1))
+    values = np.empty((len(item_weights), len(rankings)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without positives is NaN and left out of the mean
+        for start in range(0, len(item_weights), BLOCK):
+            weights = np.ascontiguousarray(np.asarray(item_weights[start : start + BLOCK], dtype=np.float64).T)
+            for c, ranking in enumerate(rankings):
+                values[start : start + BLOCK, c] = metric(*ranking(weights))
+    return _nanmean(values)
 
 
 def _macro_statistic(name: str, metric: Callable, labels, scores, min_positives: int) -> Statistic:
@@ -93,8 +105,8 @@ def _macro_statistic(name: str, metric: Callable, labels, scores, min_positives:
     if not len(kept):
         raise ValueError(f"{name}: no class has >= {min_positives} positives and a negative among {len(labels)} items")
     name = name if min_positives <= 1 else f"{name}_min{min_positives}"
-    fn = partial(_macro, labels=labels[:, kept], scores=scores[:, kept], metric=metric)
-    return Statistic(name, VERSION, len(labels), fn)
+    rankings = [_Ranking(labels[:, c], scores[:, c]) for c in kept]
+    return Statistic(name, VERSION, len(labels), partial(_macro, rankings=rankings, metric=metric))
 
 
 # --- public metrics ---------------------------------------------------------------------------------------------------
@@ -112,6 +124,40 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, min_positives: int = 1) 
 def macro_average_precision(labels: np.ndarray, scores: np.ndarray, min_positives: int = 1) -> Statistic:
     """As `macro_auroc`, of average precision: "macro_average_precision"."""
     return _macro_statistic("macro_average_precision", _average_precision, labels, scores, min_positives)
+
+
+def task_mean(tasks: Mapping[str, Statistic]) -> Statistic:
+    """Mean of one metric over tasks, each weighing the same whatever its numbers of items and classes.
+
+    Every task keeps items of its own; the items of the mean are theirs joined in the order of `tasks`, and so must be
+    the patient ids given to `interval` or `difference`. A record that serves two tasks is two items with one patient,
+    so that a draw takes or leaves both; ids of different data sets must not collide. Named "task_mean_<metric>".
+    Errors: ValueError where there is no task or the tasks' metrics differ.
+    """
+    kinds = {(metric.name, metric.version) for metric in tasks.values()}
+    if len(kinds) != 1:
+        raise ValueError(f"a mean over tasks needs one metric with one version, not {sorted(kinds)}")
+    ((name, version),) = kinds
+    ends = np.cumsum([metric.n_items for metric in tasks.values()])
+    return Statistic(f"task_mean_{name}", version, int(ends[-1]), partial(_task_mean, tasks=tasks, ends=ends))
+
+
+def _task_mean(item_weights: np.ndarray, tasks: Mapping[str, Statistic], ends: np.ndarray) -> np.ndarray:
+    """item_weights [n, items of all tasks] -> [n]; a task that a draw leaves undefined is left out of its mean."""
+    parts = np.split(item_weights, ends[:-1], axis=1)
+    return _nanmean(np.stack([m.fn(w) for m, w in zip(tasks.values(), parts, strict=True)], axis=-1))
+
+
+def auroc_per_class(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """AUROC [n_classes] without weights, NaN where a class has no positive or no negative: for choosing on validation.
+
+    By mean ranks (Mann-Whitney), all classes at once; labels, scores: [n_items, n_classes].
+    """
+    labels, scores = _check(labels, scores)
+    n_positive = labels.sum(axis=0)
+    pairs = n_positive * (len(labels) - n_positive)
+    ranks = np.where(labels, rankdata(scores, axis=0), 0.0).sum(axis=0)
+    return np.where(pairs > 0, (ranks - n_positive * (n_positive + 1) / 2) / np.maximum(pairs, 1), np.nan)
 
 
 def macro_f1(labels: np.ndarray, scores: np.ndarray, thresholds: Sequence[float], min_positives: int = 1) -> Scores:

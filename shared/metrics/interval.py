@@ -107,14 +107,14 @@ def bootstrap_weights(patient_ids: Sequence, n_boot: int, seed: int) -> np.ndarr
     return np.concatenate([draws[:, index] for draws in _patient_draws(n_patients, len(index), n_boot, seed)])
 
 
-def _resampler(metric: Metric, index: np.ndarray, n_patients: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Function from patient draws [n, n_patients] to values [n]."""
+def _resampler(metric: Metric, index: np.ndarray, n_patients: int) -> Callable[..., np.ndarray]:
+    """Function from patient draws [n, n_patients] and their item weights [n, n_items] to values [n]."""
     if isinstance(metric, Statistic):
-        return lambda draws: np.asarray(metric.fn(draws[:, index]), dtype=np.float64)
+        return lambda draws, weights: np.asarray(metric.fn(weights), dtype=np.float64)
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(n_patients))
     per_patient = np.add.reduceat(metric.stats[order].astype(np.float64), starts, axis=0)  # [n_patients, k]
-    return lambda draws: np.asarray(metric.reduce(draws @ per_patient), dtype=np.float64)
+    return lambda draws, weights: np.asarray(metric.reduce(draws @ per_patient), dtype=np.float64)
 
 
 def bootstrap_values(metrics: Sequence[Metric], patient_ids: Sequence, n_boot: int = 1000, seed: int = 0) -> np.ndarray:
@@ -127,8 +127,13 @@ def bootstrap_values(metrics: Sequence[Metric], patient_ids: Sequence, n_boot: i
         raise ValueError("no items to resample: the predictions are empty")
     resamplers = [_resampler(metric, index, n_patients) for metric in metrics]
     draws = _patient_draws(n_patients, len(index), n_boot, seed)
+    values = []
     with np.errstate(invalid="ignore", divide="ignore"):  # an undefined replicate is NaN; `_defined` counts them
-        return np.concatenate([np.stack([f(block) for f in resamplers], axis=1) for block in draws])
+        for block in draws:
+            # for all metrics at once, and item-major in memory: a ranking reads all draws of one item together
+            weights = block.T[index].T if any(isinstance(m, Statistic) for m in metrics) else None
+            values.append(np.stack([f(block, weights) for f in resamplers], axis=1))
+    return np.concatenate(values)
 
 
 def _defined(replicates: np.ndarray, n_patients: int) -> np.ndarray:

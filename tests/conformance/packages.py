@@ -14,8 +14,9 @@ class Package:
     name: str
     train: tuple[str, ...]  # options of a small training run from scratch, without anything trained before
     no_norm: tuple[str, ...]  # the same without BatchNorm and dropout: one process must equal two
-    frozen: tuple[str, ...]  # options of a run that starts from {backbone}, another run's checkpoint, and freezes it
-    frozen_weights: str  # a pattern: parameters that must not move in such a run
+    blow_up: tuple[str, ...]  # a learning rate at which the loss cannot stay finite
+    frozen: tuple[str, ...] = ()  # a run that starts from {backbone}, another run's checkpoint, and freezes it
+    frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
 
     @property
     def config(self) -> str:
@@ -28,9 +29,21 @@ PACKAGES = {
         name="meit",
         train=(_SMALL_LM,),
         no_norm=(_SMALL_LM, "--model.fusion=none", "--model.lora_r=0"),
+        blow_up=("--train.lr=1e30", "--train.encoder_lr=1e30"),
         frozen=("--model.backbone={backbone}",),
         frozen_weights=r"llm\..*(base_layer|norm|embed).*",
-    )
+    ),
+    "kmerl": Package(  # its text encoder is frozen outside of the model: vectors are cached
+        name="kmerl",
+        train=(),
+        no_norm=(
+            "--model.masked_leads=[0]",
+            "--model.segment_masking=0",
+            "--model.projection_norm=layer",
+            "--model.query_dropout=0",
+        ),
+        blow_up=("--train.lr=1e30",),
+    ),
 }
 
 

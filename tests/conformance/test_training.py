@@ -70,6 +70,8 @@ def test_two_processes_equal_one_without_batchnorm(package, cache, tmp_path):
 
 
 def test_frozen_weights_survive_zero3(package, smoke, cache, tmp_path):
+    if not package.frozen:
+        pytest.skip(f"{package.name}: no weights of its models are frozen")
     backbone = next((smoke / "runs").glob("**/lm-*/seed0/checkpoint"))
     options = [o.format(backbone=backbone) for o in package.frozen]
     zero3 = f"--train.deepspeed={package.name}/configs/zero3.json"
@@ -89,7 +91,7 @@ def test_batch_identity_is_checked(package, cache, tmp_path):
 
 
 def test_non_finite_loss_stops_with_a_clear_error(package, cache, tmp_path):
-    blow_up = ("--train.lr=1e30", "--train.encoder_lr=1e30", "--train.warmup_ratio=0", "--train.epochs=3")
+    blow_up = (*package.blow_up, "--train.warmup_ratio=0", "--train.epochs=3")
     done = train(package, tmp_path, cache, *package.train, *blow_up, check=False)
     assert done.returncode and re.search(r"loss is (nan|inf)", done.stderr), done.stderr[-500:]
     assert not list(tmp_path.glob("**/run.json"))

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from shared.metrics.classification import macro_auroc, macro_average_precision, macro_f1, per_class, usable_classes
-from shared.metrics.interval import bootstrap_values, bootstrap_weights, interval
+from shared.metrics.classification import (
+    auroc_per_class,
+    macro_auroc,
+    macro_average_precision,
+    macro_f1,
+    per_class,
+    task_mean,
+    usable_classes,
+)
+from shared.metrics.interval import bootstrap_values, bootstrap_weights, difference, interval
 
 
 @pytest.fixture
@@ -82,6 +90,39 @@ def test_per_class_table_and_counted_exclusions(data):
     assert macro_f1(labels, scores, np.full(5, 0.5)).value == pytest.approx(table["f1"].mean())
 
 
+def test_auroc_per_class_equals_scikit_learn(data):
+    labels, scores, _ = data
+    found = auroc_per_class(labels, scores)
+    np.testing.assert_allclose(found[:3], [roc_auc_score(labels[:, c], scores[:, c]) for c in range(3)], atol=1e-12)
+    assert np.isnan(found[3:]).all()
+
+
+def test_task_mean_weighs_tasks_equally_and_resamples_a_patient_in_all_tasks(data):
+    labels, scores, patients = data
+    rows = np.flatnonzero(labels[:, 0] | labels[:, 1])  # the second task holds a part of the same records
+    tasks = {"many": macro_auroc(labels, scores), "few": macro_auroc(labels[rows][:, 1:2], scores[rows][:, 1:2])}
+    mean = task_mean(tasks)
+    joined = np.concatenate([patients, patients[rows]])
+    assert mean.name == "task_mean_macro_auroc" and mean.n_items == len(joined)
+    assert mean.value == pytest.approx((tasks["many"].value + tasks["few"].value) / 2, abs=1e-12)
+    weights = bootstrap_weights(patients, n_boot=50, seed=3)  # the same 50 patients, so the same draws
+    expected = (tasks["many"].fn(weights) + tasks["few"].fn(weights[:, rows])) / 2
+    np.testing.assert_allclose(bootstrap_values([mean], joined, n_boot=50, seed=3)[:, 0], expected, atol=1e-12)
+    with pytest.raises(ValueError, match="one metric"):
+        task_mean({"a": macro_auroc(labels, scores), "b": macro_average_precision(labels, scores)})
+    with pytest.raises(ValueError, match="one metric"):
+        task_mean({})
+
+
+def test_a_task_that_a_draw_leaves_undefined_is_left_out_of_its_mean(data):
+    labels, scores, _ = data
+    one, other = macro_auroc(labels[:, :1], scores[:, :1]), macro_auroc(labels[:, 2:3], scores[:, 2:3])
+    weights = np.ones((2, 300))
+    weights[1, 150:][labels[:, 2] == 1] = 0  # the second draw has no positive of the second task
+    values = task_mean({"one": one, "other": other}).fn(weights)
+    np.testing.assert_allclose(values, [(one.value + other.value) / 2, one.value], atol=1e-12)
+
+
 def test_random_and_perfect_scores():
     rng = np.random.default_rng(0)
     labels = (rng.random((2000, 4)) < 0.3).astype(int)
@@ -107,10 +148,12 @@ def test_bad_input_is_named(data):
         per_class(labels, scores, ["a", "b"])
 
 
-def test_a_thousand_replicates_of_twenty_classes_take_seconds():
+def test_a_difference_of_three_seeds_on_two_thousand_items_and_forty_classes_takes_seconds():
+    """1,000 replicates of six metrics: 0.6 s on one core, 8.6 s when each draw was sorted anew."""
     rng = np.random.default_rng(0)
-    labels = (rng.random((1000, 20)) < 0.1).astype(int)
-    metric = macro_auroc(labels, rng.normal(size=labels.shape) + labels)
+    labels = (rng.random((2000, 40)) < np.geomspace(0.4, 0.01, 40)).astype(int)
+    metrics = [macro_auroc(labels, rng.normal(size=labels.shape) + labels) for _ in range(6)]
     start = time.process_time()
-    assert np.isfinite(bootstrap_values([metric], np.arange(1000), n_boot=1000)).all()
-    assert time.process_time() - start < 5
+    found = difference(metrics[:3], metrics[3:], np.arange(2000), n_boot=1000)
+    assert np.isfinite(found.v_items) and found.v_items > 0
+    assert time.process_time() - start < 3

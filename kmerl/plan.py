@@ -1,0 +1,264 @@
+"""What the paper tier costs, without a GPU and without weights: `python -m kmerl.plan` (reference: M1 to M9, D1).
+
+Every model is built by the same code that trains it, on tensors without memory; parameters, tokens and floating-point
+operations of a training step (forward and backward) are counted there, not quoted.
+
+Hours of pre-training are the greater of two estimates: computing, FLOP over GPUs x peak x utilisation, and reading, the
+bytes of the packed signals (12 x T of 16 bit a record) over the rate at which they arrive. Small models on dropped
+tokens are limited by reading. A language model is asked to extract and to verify once per UNIQUE statement; what that
+saves against one call per report is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jsonargparse
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kmerl.baselines import build
+from kmerl.losses import entity_bce
+from kmerl.masking import N_LEADS, Visible, draw_tokens, masked_not_dropped
+from kmerl.model import KmerlModel, ModelConfig
+
+N_MIMIC = 800_035  # records of the release
+N_REPORTS = 771_693  # reports of at least 4 words: pairs for pre-training (D1)
+N_DOWNSTREAM = 21_799 + 6_877 + 23_026  # records of PTB-XL, CPSC2018 and CSN in the six tasks (D2, D4)
+N_ENTITIES = 277
+D_TEXT = 768  # Med-CPT
+PARTS = {"encoder": "encoder", "projections": "_projection", "query network": "query_network", "views": "views"}
+
+
+@dataclass
+class PlanConfig:
+    """What to plan.
+
+    Args:
+        model: of K-MERL; MERL is planned at the same sizes.
+        n_samples: per lead; 10 s at 500 Hz.
+        train_share: of the reports; the rest is validation (D1).
+        epochs: passes over the training reports (M8).
+        global_batch: pairs per optimiser step.
+        gpus: in one node.
+        peak_tflops: bf16 peak of a GPU by its name.
+        utilisation: share of the peak that such small models reach.
+        read_gb_s: rate at which packed signals arrive at the node, disk or page cache.
+        unique_statements: different statements of the reports; `python -m kmerl.prep` prints the number.
+        llm_billions: parameters of the extracting language model, in 1e9.
+        llm_tokens: prompt and answer of one call.
+        llm_calls: per statement: extraction and verification.
+        llm_utilisation: share of the peak while generating.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    n_samples: int = 5000
+    train_share: float = 0.98
+    epochs: float = 50
+    global_batch: int = 512
+    gpus: int = 8
+    peak_tflops: dict[str, float] = field(default_factory=lambda: {"A100": 312.0, "H100": 989.0})
+    utilisation: float = 0.15
+    read_gb_s: float = 4.0
+    unique_statements: int = 1000
+    llm_billions: float = 70.6
+    llm_tokens: int = 900
+    llm_calls: int = 2
+    llm_utilisation: float = 0.1
+
+
+def variants(model: ModelConfig) -> dict[str, ModelConfig]:
+    """What is planned side by side: the method, the same without dropping tokens, and the baseline's two encoders."""
+    kmerl = replace(model, method="kmerl", encoder=None)
+    merl = replace(model, method="merl", lead_masking="none", entity_head=False)
+    return {
+        "K-MERL": replace(kmerl, drop_tokens=True),
+        "K-MERL, hidden tokens computed": replace(kmerl, drop_tokens=False),
+        "MERL, ResNet18": replace(merl, encoder="resnet"),
+        "MERL, ViT": replace(merl, encoder="vit"),
+    }
+
+
+def parameters(cfg: ModelConfig, n_samples: int = 5000) -> dict[str, int]:
+    """Trained parameters by part, and `total`; the frozen text encoder (109 M, Med-CPT) comes on top."""
+    with torch.device("meta"):
+        model = build(cfg, n_samples, D_TEXT)
+    counts = {
+        part: sum(p.numel() for name, p in model.named_parameters() if key in name.split(".")[0])
+        for part, key in PARTS.items()
+    }
+    return counts | {"total": sum(p.numel() for p in model.parameters())}
+
+
+def masking_cases(cfg: ModelConfig) -> list[tuple[float, ModelConfig]]:
+    """(probability, config that always masks so) of the numbers of hidden leads a training step may draw (M4)."""
+    if cfg.encoder_name != "lead-vit":
+        return [(1.0, cfg)]
+    share = (1 - cfg.p_full_leads) / len(cfg.masked_leads)
+    cases = [(share, replace(cfg, masked_leads=[k], p_full_leads=0.0)) for k in cfg.masked_leads]
+    return cases + [(cfg.p_full_leads, replace(cfg, masked_leads=[0], p_full_leads=0.0))] * (cfg.p_full_leads > 0)
+
+
+def computed_tokens(cfg: ModelConfig, n_samples: int = 5000) -> list[int]:
+    """Tokens that are computed for a record in each of `masking_cases`; for MERL those of its map."""
+    if cfg.encoder_name == "resnet":
+        return [-(-n_samples // 16)]  # four convolutions of stride 2
+    segments = n_samples // cfg.patch
+    if cfg.encoder_name == "vit":
+        return [segments]
+    joint = cfg.tokens == "joint"
+    if not cfg.drop_tokens:
+        return [segments if joint else N_LEADS * segments]
+    cases = [case for _, case in masking_cases(cfg)]
+    return [draw_tokens(1, segments, joint, c.masked_leads, c.segment_masking).index.shape[1] for c in cases]
+
+
+def training_flops(cfg: ModelConfig, n_samples: int = 5000, n_entities: int = N_ENTITIES, batch: int = 4) -> float:
+    """Operations of a training step per record, forward and backward; mean over what the masking draws."""
+    return sum(share * _flops(case, n_samples, n_entities, batch) for share, case in masking_cases(cfg))
+
+
+def _flops(cfg: ModelConfig, n_samples: int, n_entities: int, batch: int) -> float:
+    visible = None
+    if cfg.method == "kmerl":  # which tokens are shown decides about shapes, so it is drawn on real tensors
+        m, joint = n_samples // cfg.patch, cfg.tokens == "joint"
+        visible = draw_tokens(batch, m, joint, cfg.masked_leads, cfg.segment_masking)
+        visible = visible if cfg.drop_tokens else masked_not_dropped(visible, m if joint else N_LEADS * m)
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+        model = build(cfg, n_samples, D_TEXT)
+        batch_of = {"ecg": torch.zeros(batch, N_LEADS, n_samples), "text": torch.zeros(batch, D_TEXT)}
+        batch_of |= {"entities": torch.zeros(batch, n_entities), "queries": torch.zeros(n_entities, D_TEXT)}
+        with counter:
+            (model(**batch_of).loss if visible is None else _kmerl_loss(model, visible, **batch_of)).backward()
+    return counter.get_total_flops() / batch
+
+
+def _kmerl_loss(model: KmerlModel, visible: Visible, ecg, text, entities, queries) -> torch.Tensor:
+    """`KmerlModel.forward` with the visible tokens given."""
+    tokens = model.encoder(model.normalise(ecg), visible)
+    terms = {}
+    if model.cfg.has_contrast:
+        terms["contrastive"] = model.contrast(model.ecg_projection(model.encoder.pool(tokens, visible)), text)
+    if model.cfg.has_queries:
+        terms["entity"] = entity_bce(model.query_network(queries, tokens, visible.mask), entities)
+    return model.total(**terms).loss
+
+
+def steps(cfg: PlanConfig) -> int:
+    """Optimiser steps: whole batches of the training reports in each epoch."""
+    return int(int(N_REPORTS * cfg.train_share) // cfg.global_batch * cfg.epochs)
+
+
+def hours(flops_per_record: float, cfg: PlanConfig, gpu: str) -> tuple[float, float]:
+    """(computing, reading) of the whole pre-training; the longer one is what it takes."""
+    records = steps(cfg) * cfg.global_batch
+    computing = records * flops_per_record / (cfg.gpus * cfg.peak_tflops[gpu] * 1e12 * cfg.utilisation)
+    return computing / 3600, records * record_bytes(cfg) / (cfg.read_gb_s * 1e9) / 3600
+
+
+def record_bytes(cfg: PlanConfig) -> int:
+    """A record in the packed store: 16 bit a sample."""
+    return N_LEADS * cfg.n_samples * 2
+
+
+def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
+    """One row per variant: parameters by part, tokens and GFLOP per record, hours per GPU type."""
+    rows = []
+    for name, model in variants(cfg.model).items():
+        flops = training_flops(model, cfg.n_samples)
+        row = {"variant": name, **parameters(model, cfg.n_samples), "gflop": flops / 1e9}
+        row["tokens"] = computed_tokens(model, cfg.n_samples)
+        rows.append(row | {f"hours_{gpu}": hours(flops, cfg, gpu) for gpu in cfg.peak_tflops})
+    return rows
+
+
+def extraction(cfg: PlanConfig) -> dict[str, float]:
+    """Calls, tokens in 1e6 and GPU hours of the language model, by unique statement and (for comparison) by report."""
+    found = {}
+    for by, n in (("statement", cfg.unique_statements), ("report", N_REPORTS)):
+        tokens = n * cfg.llm_calls * cfg.llm_tokens
+        fastest = max(cfg.peak_tflops.values()) * 1e12 * cfg.llm_utilisation
+        found |= {f"calls_by_{by}": n * cfg.llm_calls, f"mtokens_by_{by}": tokens / 1e6}
+        found[f"gpu_hours_by_{by}"] = tokens * 2 * cfg.llm_billions * 1e9 / fastest / 3600
+    return found
+
+
+def disk_gb(cfg: PlanConfig) -> dict[str, float]:
+    """GB (1e9 bytes) by what is stored."""
+    return {
+        "MIMIC-IV-ECG, WFDB at 16 bit": N_MIMIC * record_bytes(cfg) / 1e9,
+        "packed pre-training signals": N_REPORTS * record_bytes(cfg) / 1e9,
+        "packed downstream signals": N_DOWNSTREAM * record_bytes(cfg) / 1e9,
+        "text vectors, at most": N_REPORTS * D_TEXT * 4 / 1e9,
+        "entity labels": N_REPORTS * N_ENTITIES / 1e9,
+    }
+
+
+def show(cfg: PlanConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=140, soft_wrap=True)
+    n_train = int(N_REPORTS * cfg.train_share)
+    console.print(
+        f"MIMIC-IV-ECG: {n_train:,} of {N_REPORTS:,} reports / batch {cfg.global_batch} x {cfg.epochs:g} epochs = "
+        f"{steps(cfg):,} optimiser steps of {cfg.global_batch // cfg.gpus} pairs on each of {cfg.gpus} GPUs"
+    )
+    title = f"Trained parameters, tokens and operations per record; hours on {cfg.gpus} GPUs at {cfg.utilisation:.0%}"
+    table = Table(title=title)
+    table.add_column("variant")
+    for name in (*PARTS, "total", "tokens", "GFLOP", *(f"h, {gpu}" for gpu in cfg.peak_tflops)):
+        table.add_column(name, justify="right")
+    for row in plan(cfg):
+        counts = [f"{row[k] / 1e6:,.2f}M" for k in (*PARTS, "total")]
+        tokens = "-".join(f"{n:,}" for n in sorted({min(row["tokens"]), max(row["tokens"])}))
+        taken = [f"{max(row[f'hours_{gpu}']):,.1f}" + " r" * _reads(row, gpu) for gpu in cfg.peak_tflops]
+        table.add_row(row["variant"], *counts, tokens, f"{row['gflop']:,.1f}", *taken)
+    console.print(table)
+    console.print(f"r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing")
+    total = parameters(variants(cfg.model)["K-MERL"], cfg.n_samples)["total"]
+    console.print(f"K-MERL's weights, gradients and Adam states in fp32: {16 * total / 1e9:.2f} GB on every GPU")
+    e = extraction(cfg)
+    console.print(
+        f"Extraction, {cfg.llm_billions:g}B model, {cfg.llm_tokens} tokens a call: {cfg.unique_statements:,} unique "
+        f"statements = {e['calls_by_statement']:,} calls, {e['mtokens_by_statement']:,.1f}M tokens, "
+        f"{e['gpu_hours_by_statement']:,.1f} GPU hours; by report it would be {e['calls_by_report']:,} calls, "
+        f"{e['mtokens_by_report']:,.0f}M tokens, {e['gpu_hours_by_report']:,.0f} GPU hours"
+    )
+    sizes = disk_gb(cfg)
+    listed = "; ".join(f"{name} {size:,.1f} GB" for name, size in sizes.items())
+    console.print(f"Disk: {listed}; together {sum(sizes.values()):,.0f} GB")
+
+
+def _reads(row: dict[str, Any], gpu: str) -> bool:
+    computing, reading = row[f"hours_{gpu}"]
+    return reading > computing
+
+
+def from_run_config(file: str) -> dict[str, Any]:
+    """The settings of a training config (e.g. kmerl/configs/paper.yaml) that a plan depends on."""
+    from kmerl.config import parse
+
+    run = parse(["--config", file])
+    model = {f"model.{name}": value for name, value in vars(run.model).items()}
+    seconds_of = {"n_samples": round(run.data.fs_hz * run.data.seconds)}
+    return model | seconds_of | {"global_batch": run.train.global_batch, "epochs": run.train.epochs}
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", help="training config whose model, batch and epochs are planned")
+    parser.add_class_arguments(PlanConfig, None)
+    if file := parser.parse_args(args).config:
+        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
+    values = vars(parser.instantiate(parser.parse_args(args)))
+    values.pop("config")
+    show(PlanConfig(**values))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""From scores to metrics: thresholds, F1, accuracy, and the mean over the six tasks.
+
+Serves the zero-shot and probing tables (reference: Evaluation protocols, Traps 4, 6). Headline is the macro AUROC; F1
+and accuracy come in two named protocols:
+
+as_published   "Oracle" F1: per class the maximum over thresholds chosen on the TEST part, where the F1 counts scores at
+               the threshold as positive (>=), while the accuracy at that same threshold does not (>).
+corrected      The threshold of each class maximises its F1 on VALIDATION; F1 and accuracy both use >=.
+
+A class without positives or without negatives in the part that chooses has no threshold, and one without them in the
+test part has no AUROC or F1: such classes are left out and listed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shared.metrics.classification import VERSION, macro_auroc, macro_f1, task_mean, usable_classes
+from shared.metrics.interval import Metric, Statistic, mean_scores
+
+PROTOCOLS = ("corrected", "as_published")
+FREQUENT = 10  # positives from which a class counts in the second macro mean (Trap 4)
+
+
+def best_f1_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Per class the score [C] at which `scores >= threshold` has the greatest F1; the lowest of equals.
+
+    labels: 0/1 [n, C]; scores: [n, C]. NaN for a class without positives or without negatives.
+    """
+    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
+    thresholds = np.full(labels.shape[1], np.nan)
+    for c in usable_classes(labels)[0]:
+        order = np.argsort(scores[:, c], kind="stable")
+        ordered, hits = scores[order, c], np.cumsum(labels[order, c][::-1])[::-1]  # positives from item i up
+        called = np.arange(len(ordered), 0, -1)
+        f1 = 2 * hits / (called + hits[0])
+        first = np.concatenate([[True], ordered[1:] > ordered[:-1]])  # a threshold takes all items of a tie
+        thresholds[c] = ordered[np.argmax(np.where(first, f1, -1.0))]
+    return thresholds
+
+
+def accuracy(labels: np.ndarray, scores: np.ndarray, thresholds: Sequence[float], strict: bool = False) -> Metric:
+    """Mean over items and classes of (score >= threshold) == label; with `strict`, > as published. [n, C] each."""
+    called = np.asarray(scores) > thresholds if strict else np.asarray(scores) >= thresholds
+    name = "accuracy_strict" if strict else "accuracy"
+    return mean_scores(name, VERSION, (called == np.asarray(labels).astype(bool)).mean(axis=1))
+
+
+def task_metrics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    protocol: str = "corrected",
+    val: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Metrics of one task over its test items, ready for bootstrap intervals, and what they rest on.
+
+    labels: 0/1 [n, C]; scores: [n, C], NaN columns for classes that a probe left out. val: (labels, scores) of the
+    validation part, which `corrected` needs for thresholds; without it there is AUROC only.
+    Metrics: macro_auroc, macro_auroc_min10 (where a class has 10 positives), macro_f1 and accuracy (corrected), or
+    oracle_macro_f1 and accuracy_strict (as_published). Info: n_items, classes (columns in the macro AUROC), left_out
+    (columns that are not), classes_min10, and thresholded (columns behind F1 and accuracy).
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    kept, frequent = _columns(labels, scores, 1), _columns(labels, scores, FREQUENT)
+    metrics: dict[str, Metric] = {"macro_auroc": macro_auroc(labels[:, kept], scores[:, kept])}
+    if len(frequent):
+        metrics["macro_auroc_min10"] = macro_auroc(labels[:, frequent], scores[:, frequent], FREQUENT)
+    info = {"n_items": len(labels), "classes": kept.tolist(), "classes_min10": frequent.tolist()}
+    info["left_out"] = sorted(set(range(labels.shape[1])) - set(info["classes"]))
+    choosing = (labels, scores) if protocol == "as_published" else val
+    if choosing is not None:
+        thresholds = best_f1_thresholds(choosing[0], choosing[1])
+        cut = kept[np.isfinite(thresholds[kept])]
+        info["thresholded"] = cut.tolist()
+        if len(cut):
+            arrays = labels[:, cut], scores[:, cut], thresholds[cut]
+            oracle = protocol == "as_published"
+            metrics["oracle_macro_f1" if oracle else "macro_f1"] = macro_f1(*arrays)
+            metrics["accuracy_strict" if oracle else "accuracy"] = accuracy(*arrays, strict=oracle)
+    return metrics, info
+
+
+def scored_classes(scores: np.ndarray) -> np.ndarray:
+    """Columns without NaN: a probe writes NaN for the classes it left out."""
+    return np.flatnonzero(~np.isnan(scores).any(axis=0))
+
+
+# --- mean over tasks --------------------------------------------------------------------------------------------------
+
+
+def six_task_auroc(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_positives: int = 1) -> Statistic:
+    """The headline: mean over tasks of the macro AUROC, every task weighing the same (`task_mean`).
+
+    parts: task -> (labels, scores), each [n_task, C_task]; columns that are NaN do not count. The items are those of
+    ALL tasks joined in the order of `parts`, in which `task_patients` gives their patients. A task without a class of
+    `min_positives` adds nothing to the mean, see `usable_tasks`; ValueError where none has one.
+    """
+    if not usable_tasks(parts, min_positives):
+        raise ValueError(f"none of {', '.join(parts) or 'no tasks'} has a class with >= {min_positives} positives")
+    tasks = {task: _task_auroc(*part, min_positives) for task, part in parts.items()}
+    first = next(metric for metric in tasks.values() if metric)
+    empty = {t: Statistic(first.name, first.version, len(parts[t][0]), _undefined) for t in parts if not tasks[t]}
+    return task_mean(tasks | empty)
+
+
+def usable_tasks(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_positives: int = 1) -> list[str]:
+    """Tasks with a scored class that has at least `min_positives` positives and a negative: those in the mean."""
+    return [task for task, (labels, scores) in parts.items() if len(_columns(labels, scores, min_positives))]
+
+
+def task_patients(parts: Mapping[str, tuple[str, Sequence]]) -> np.ndarray:
+    """Patients of the joined items of all tasks, from task -> (data set, patient ids of the task's items).
+
+    Two tasks of one data set share its patients, so that a draw takes a patient with the items of all its tasks; equal
+    ids of two data sets stay two patients.
+    """
+    return np.array([f"{dataset}/{patient}" for dataset, patients in parts.values() for patient in patients])
+
+
+def _columns(labels: np.ndarray, scores: np.ndarray, min_positives: int) -> np.ndarray:
+    return np.intersect1d(scored_classes(scores), usable_classes(labels, min_positives)[0])
+
+
+def _task_auroc(labels: np.ndarray, scores: np.ndarray, min_positives: int) -> Statistic | None:
+    columns = _columns(labels, scores, min_positives)
+    return macro_auroc(labels[:, columns], scores[:, columns], min_positives) if len(columns) else None
+
+
+def _undefined(item_weights: np.ndarray) -> np.ndarray:
+    return np.full(len(item_weights), np.nan)
