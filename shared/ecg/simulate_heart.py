@@ -260,6 +260,6 @@ def build(flags: Flags, patients: Patients, rng: np.random.Generator) -> tuple[B
     p_width = np.where(flags.has("left_atrial_enlargement"), 132, 96)
     waves.measures = {
         "rr_ms": beats.rr_s * 1000, "pr_ms": beats.pr_s * 1000, "p_ms": p_width, "qrs_ms": duration, "qt_ms": qt,
-        "axis_deg": axis, "has_p": np.isfinite(beats.p_s).any(1) * 1.0,
+        "axis_deg": axis, "has_p": np.isfinite(beats.p_s).any(1) * 1.0, "wenckebach": beats.wenckebach * 1.0,
     }  # fmt: skip
     return beats, waves

@@ -51,7 +51,8 @@ class Beats:
 
     p_s: onset of sinus P waves; ectopic_p_s: onset of P waves of premature atrial complexes; qrs_s: onset of QRS
     complexes conducted normally; pvc_s: onset of ventricular premature ones [n, MAX_BEATS each].
-    rr_s, pr_s: the record's typical RR and PR interval [n]. flutter_hz: atrial rate of flutter [n].
+    rr_s, pr_s: the record's typical RR and PR interval [n]. flutter_hz: atrial rate of flutter [n]. wenckebach: bool
+    [n], the PR interval grows before each dropped beat.
     """
 
     p_s: np.ndarray
@@ -61,6 +62,7 @@ class Beats:
     rr_s: np.ndarray
     pr_s: np.ndarray
     flutter_hz: np.ndarray
+    wenckebach: np.ndarray
 
 
 def _rr_intervals(flags: Flags, rr_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -155,7 +157,7 @@ def beat_clock(flags: Flags, rng: np.random.Generator) -> Beats:
     ectopic_p_s = np.where(is_pac & ~no_p[:, None], p_s + 0.02, np.nan)
     p_s = np.where(no_p[:, None] | is_pac | is_pvc, np.nan, p_s)
     rr_s = np.where(flags.has("av_block_3"), escape_rr, rr_s)
-    return Beats(p_s, ectopic_p_s, qrs_s, pvc_s, rr_s, pr_s, flutter_hz)
+    return Beats(p_s, ectopic_p_s, qrs_s, pvc_s, rr_s, pr_s, flutter_hz, wenckebach_s.any(1))
 
 
 def _second_degree(flags: Flags, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -2,16 +2,11 @@
 scores reward template text, this one asks whether the same things are said about the heart).
 
 A lexicon (`findings_lexicon.yaml`) of English, German and Swedish phrases finds mentions of the findings named in
-`shared.ecg.codes`; negation and hedge cues decide whether a mention is `present`, `uncertain` or `absent`. All three
-languages are tried on every text: reports mix them.
-
-How a cue reaches a mention: a cue in front takes the next mention of its sentence (at most 5 words on, no comma
-between), a cue behind takes the mention directly before it; both pass on along "and / or / comma-or" chains. German
-machine statements have no punctuation, so a scope "to the end of the sentence" would be wrong there. A hedge that
-speaks of age ("wahrscheinlich alt", "age undetermined") is no hedge. "Otherwise normal ECG" is an uncertain normal.
-Where a report says a finding twice, present wins over uncertain, uncertain over absent. The tail from "Edit:" on (SCP
-codes that PTB-XL's reviewers typed after a report) is not report language and is cut. Infarcts and ischaemia become the
-findings of the SCP codes of their place (`from_codes`), so that text and codes always speak the same vocabulary.
+`shared.ecg.codes`; negation and hedge cues decide whether a mention is `present`, `uncertain` or `absent` (the engine
+is `shared.metrics.phrases`). All three languages are tried on every text: reports mix them. "Otherwise normal ECG" is
+an uncertain normal. Where a report says a finding twice, present wins over uncertain, uncertain over absent. Infarcts
+and ischaemia become the findings of the SCP codes of their place (`from_codes`), so that text and codes always speak
+the same vocabulary.
 
 What it reads right was measured: `shared.metrics.findings_validation`, results/findings_validation.csv.
 
@@ -23,45 +18,19 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from shared.ecg.codes import FINDINGS
+from shared.metrics import phrases
 from shared.metrics.interval import Scores
+from shared.metrics.phrases import STATUSES, Lexicon
 
 VERSION = 1
 LEXICON = Path(__file__).with_name("findings_lexicon.yaml")
-STATUSES = ("absent", "uncertain", "present")  # later wins over earlier
-MAX_CUE_WORDS = 5
-NESTING_GROUPS = {"infarction", "st_t"}  # groups whose mentions may lie inside each other ("acute inferior infarct")
-DESCRIPTIVE = {
-    "t_wave_abnormality",
-    "t_wave_inversion",
-    "st_depression",
-    "st_elevation",
-}  # "low or flat": no alternative
-_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "a", "ß": "ss", "æ": "ae", "’": "'"})
-_WORD_START = r"(?<![a-z0-9])"
-
-
-class Mention(NamedTuple):
-    start: int
-    end: int
-    names: tuple[str, ...]  # () for a statement without a canonical finding
-    status: str
-
-
-class Lexicon(NamedTuple):
-    abbreviations: list[tuple[re.Pattern, str]]
-    phrases: list[tuple[re.Pattern, tuple[str, ...], str]]  # pattern, findings, status
-    places: list[tuple[re.Pattern, str, str]]  # pattern, code of an infarct there, code of ischaemia there
-    located: list[tuple[re.Pattern, int]]  # pattern with group "places", column of the code
-    cues: dict[str, re.Pattern]
-
-
-def _any(patterns: Iterable[str]) -> re.Pattern:
-    return re.compile(_WORD_START + "(?:" + "|".join(patterns) + ")[a-z]*")
+_HEADS = ("infarct", "ischaemia")  # columns of the lexicon's places
+_NESTING_GROUPS = {"infarction", "st_t"}
+_DESCRIPTIVE = frozenset({"t_wave_abnormality", "t_wave_inversion", "st_depression", "st_elevation"})
 
 
 @lru_cache(maxsize=1)
@@ -74,177 +43,37 @@ def _lexicon() -> Lexicon:
         raise ValueError(
             f"{LEXICON.name}: {sorted(unknown)} are not names of shared.ecg.codes.FINDINGS; rename or add them there"
         )
-    phrases = []
+    found = []
     for name, by_status in raw["findings"].items():
         by_status = by_status if isinstance(by_status, dict) else {"present": by_status}
-        phrases += [(_any(patterns), (name,), status) for status, patterns in by_status.items()]
-    phrases.append((_any(raw["not_findings"]), (), "present"))
-
+        found += [(phrases.any_of(patterns), (name,), status) for status, patterns in by_status.items()]
+    found.append((phrases.any_of(raw["not_findings"]), (), "present"))
+    places = {
+        place: {head: tuple(sorted(from_codes([code]))) for head, code in zip(_HEADS, codes, strict=True)}
+        for place, codes in raw["locations"].items()
+    }
     return Lexicon(
-        [(re.compile(k), v) for k, v in raw["abbreviations"].items()],
-        phrases,
-        [(re.compile(k), *codes) for k, codes in raw["locations"].items()],
-        _located_patterns(raw["location_heads"], "(?:" + "|".join(raw["locations"]) + ")"),
-        _cue_patterns(raw["cues"]),
+        abbreviations=[(re.compile(k), v) for k, v in raw["abbreviations"].items()],
+        phrases=found,
+        cues=phrases.cue_patterns(raw["cues"]),
+        places=[(re.compile(place), by_head) for place, by_head in places.items()],
+        located=phrases.located_patterns(raw["location_heads"], "(?:" + "|".join(places) + ")"),
+        nesting=frozenset(name for name, finding in FINDINGS.items() if finding.group in _NESTING_GROUPS),
+        descriptive=_DESCRIPTIVE,
+        causes=frozenset(name for name in FINDINGS if name.endswith("_ischemia")),
+        yielding=frozenset({"t_wave_abnormality"}),  # inside "changes due to ischaemia" they are no unspecific ones
     )
-
-
-def _located_patterns(heads: dict[str, str], place: str) -> list[tuple[re.Pattern, int]]:
-    """Patterns such as: old anterior and septal infarct; infarkt inferior; lateral ST-T changes ... ischaemia."""
-    places = rf"(?P<places>{place}(?:{heads['joiner']}{place})*)"
-    ischaemia, filler = heads["ischaemia"], r"(?:(?:in|of|im|an|the|der|old|alt)\s+){0,3}"
-    patterns = []
-    for column, head in ((0, heads["infarct"]), (1, ischaemia)):
-        patterns.append((rf"{places}[ -]*{heads['between']}{head}", column))
-        patterns.append((rf"{head}\w*[, -]+{filler}{places}\b(?! ?(?:isch|infar|myok))", column))
-    patterns.append((rf"{places}[ -]+(?:leads )?{heads['leads']}{ischaemia}", 1))
-    patterns.append(
-        (rf"(?:in|over|of|ueber) (?:the )?{places} (?:leads?|wall|ableitungen)[^.;]{{0,30}}? {ischaemia}", 1)
-    )
-    return [(_any([pattern]), column) for pattern, column in patterns]
-
-
-def _cue_patterns(raw: dict) -> dict[str, re.Pattern]:
-    cues = {k: v for k, v in raw.items() if isinstance(v, list)}
-    for side in ("before", "after"):
-        adverbs = "|".join(cues.pop(f"hedge_adverb_{side}"))
-        cues[f"hedge_{side}"] = [*cues[f"hedge_{side}"], f"(?:{adverbs})(?!{raw['adverb_not_before']})"]
-    singles = {"alternative": rf"\s*(?:{raw['alternative']})", "connector": raw["connector"]}
-    return {k: _any(v) for k, v in cues.items()} | {k: re.compile(v) for k, v in singles.items()}
-
-
-def normalise(text: str) -> str:
-    """Lower case, umlauts and abbreviations spelled out, line ends as ";", single blanks, cut off at "Edit:"."""
-    text = re.sub(r"\s+", " ", text.lower().replace("\n", " ; ").translate(_UMLAUTS))
-    text = re.split(r"\bedit ?:", text, maxsplit=1)[0]
-    for pattern, full in _lexicon().abbreviations:
-        text = pattern.sub(full, text)
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def _sentences(text: str) -> list[str]:
-    return [s.strip() for s in re.split(r"\.(?=\s|$)|(?<=[a-z]{3})\.(?=[a-z]{3})|[;|*]+", text) if s.strip()]
-
-
-def _mentions(sentence: str) -> list[Mention]:
-    lexicon, found = _lexicon(), []
-    for pattern, names, status in lexicon.phrases:
-        found += [Mention(m.start(), m.end(), names, status) for m in pattern.finditer(sentence)]
-    for pattern, column in lexicon.located:
-        for m in pattern.finditer(sentence):
-            names = _located(m["places"], column)
-            if names:
-                either = re.search(r"\b(?:or|oder|eller)\b", m["places"])  # "anterior or lateral infarct"
-                found.append(Mention(m.start(), m.end(), names, "uncertain" if either else "present"))
-    return sorted(_without_contained(found))
-
-
-@lru_cache(maxsize=4096)
-def _located(places: str, column: int) -> tuple[str, ...]:
-    """Findings of an infarct (column 0) or ischaemia (column 1) at listed places such as "anteriorer inferiorer"."""
-    codes, at = [], 0
-    while at < len(places):
-        for pattern, *by_column in _lexicon().places:
-            if m := pattern.match(places, at):
-                codes.append(by_column[column])
-                at = m.end() - 1
-                break
-        at += 1
-    return tuple(sorted(from_codes(codes)))
-
-
-def _is_ischemia(mention: Mention) -> bool:
-    return any(name.endswith("_ischemia") for name in mention.names)
-
-
-def _without_contained(mentions: list[Mention]) -> list[Mention]:
-    """Drop what lies strictly inside a longer phrase: RBBB in "incomplete RBBB", normal in "otherwise normal ECG"."""
-
-    def dropped(a: Mention) -> bool:
-        if a.names == ("t_wave_abnormality",):  # "anterior ST-T changes due to ischaemia" are no unspecific ones
-            return any(b.start <= a.start and a.end <= b.end for b in mentions if _is_ischemia(b))
-        if a.names and FINDINGS[a.names[0]].group in NESTING_GROUPS:
-            return False
-        return any(b.start <= a.start and a.end <= b.end and b.end - b.start > a.end - a.start for b in mentions)
-
-    return [m for m in mentions if not dropped(m)]
-
-
-def _chained(sentence: str, mentions: list[Mention], i: int, step: int, comma: bool) -> list[int]:
-    """Indices of mentions joined to mention i by connectors only; a bare comma joins where `comma`."""
-    chain, connector = [i], _lexicon().cues["connector"]
-    while 0 <= i + step < len(mentions):
-        a, b = sorted((mentions[i], mentions[i + step]))
-        gap = sentence[a.end : b.start].strip()
-        if a.end < b.start and not (connector.fullmatch(gap + " ") and (comma or gap != ",")):
-            break
-        i += step
-        chain.append(i)
-    return chain
-
-
-def _lower(statuses: list[str], indices: Iterable[int], status: str) -> None:
-    for i in indices:
-        statuses[i] = min(statuses[i], status, key=STATUSES.index)
-
-
-def _target_ahead(sentence: str, mentions: list[Mention], cue: re.Match) -> int | None:
-    """Index of the first mention that starts at most MAX_CUE_WORDS behind the cue, with no comma between."""
-    for i, mention in enumerate(mentions):
-        if mention.start >= cue.end():
-            gap = sentence[cue.end() : mention.start]
-            return i if "," not in gap and len(gap.split()) <= MAX_CUE_WORDS else None
-    return None
-
-
-def _target_behind(sentence: str, mentions: list[Mention], cue: re.Match) -> int | None:
-    """Index of the last mention that ends before the cue with at most 3 words, and no comma, between."""
-    before = [i for i, m in enumerate(mentions) if m.end <= cue.start()]
-    if not before:
-        return None
-    i = max(before, key=lambda k: mentions[k].end)
-    gap = sentence[mentions[i].end : cue.start()]
-    return i if "," not in gap and len(gap.split()) <= 3 else None
-
-
-def _statuses(sentence: str, mentions: list[Mention]) -> list[str]:
-    cues = _lexicon().cues
-    statuses = [m.status for m in mentions]
-    has_or = re.search(rf"\b{cues['alternative'].pattern}|\bnor\b", sentence) is not None
-    for kind, status in (("hedge", "uncertain"), ("negation", "absent")):
-        taken = set()
-        for cue in cues[f"{kind}_before"].finditer(sentence):
-            inside = [i for i, m in enumerate(mentions) if m.start < cue.start() < m.end]
-            if inside:  # "inferior ST-T changes may be due to ischaemia"; any other phrase carries its own status
-                _lower(statuses, [i for i in inside if kind == "hedge" and _is_ischemia(mentions[i])], status)
-                continue
-            i = _target_ahead(sentence, mentions, cue)
-            if i is not None:
-                taken.add(cue.start())
-                _lower(statuses, _chained(sentence, mentions, i, 1, comma=kind == "negation" and has_or), status)
-        for cue in cues[f"{kind}_after"].finditer(sentence):
-            i = None if cue.start() in taken else _target_behind(sentence, mentions, cue)
-            if i is not None:
-                _lower(statuses, _chained(sentence, mentions, i, -1, comma=False), status)
-    for i, mention in enumerate(mentions):  # "inferior or lateral infarct", "ischaemia or strain": one of the two
-        before = sentence[: mention.start].rstrip()
-        alternative = cues["alternative"].match(sentence, mention.end) or re.search(r"\b(?:or|oder|eller)$", before)
-        if alternative and not DESCRIPTIVE & set(mention.names) and statuses[i] == "present":
-            statuses[i] = "uncertain"
-    return statuses
 
 
 @lru_cache(maxsize=200_000)
 def _extract_sentence(sentence: str) -> tuple[tuple[str, str], ...]:
-    mentions = _mentions(sentence)
-    statuses = _statuses(sentence, mentions)
-    return tuple((name, status) for m, status in zip(mentions, statuses, strict=True) for name in m.names)
+    return tuple((name, m.status) for m in phrases.read_sentence(_lexicon(), sentence) for name in m.names)
 
 
 @lru_cache(maxsize=200_000)
 def _extract(text: str) -> tuple[tuple[str, str], ...]:
     out: dict[str, str] = {}
-    for sentence in _sentences(normalise(text)):
+    for _, sentence in phrases.sentences(phrases.normalise(text, _lexicon())):
         for name, status in _extract_sentence(sentence):
             out[name] = max(out.get(name, status), status, key=STATUSES.index)
     return tuple(sorted(out.items()))

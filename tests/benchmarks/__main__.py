@@ -7,10 +7,10 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks import bench_store
+from tests.benchmarks import bench_kmerl, bench_store
 from tests.benchmarks.row import Row
 
-BENCHMARKS = (bench_store.run,)
+BENCHMARKS = (bench_store.run, bench_kmerl.run)
 RESULTS = Path(__file__).parents[2] / "results" / "bench.json"
 
 

@@ -130,16 +130,18 @@ def test_one_limb_lead_determines_nothing(signal):
         np.testing.assert_array_equal(fill(signal, leads, "einthoven+median"), fill(signal, leads, "median"))
 
 
-@pytest.mark.parametrize("how", ["available_minmax", "joint_minmax", "none"])
+@pytest.mark.parametrize("how", ["available_minmax", "joint_minmax", "available_zscore", "none"])
 def test_the_model_normalises_each_record_by_what_it_may_see(signal, how):
     """Against a loop over records; `joint_minmax`, as published, lets hidden leads set the range."""
     cfg = ModelConfig(normalise=how, width=8, depth=1, heads=1, mlp=8, query_width=8, query_layers=1, query_mlp=8)
     model, leads = KmerlModel.build(cfg, n_samples=50, d_text=4), lead_mask(["I", "II", "V2"])
     found = model.normalise(torch.from_numpy(signal), torch.from_numpy(leads)).numpy()
     for record, result in zip(signal, found, strict=True):
-        seen = {"available_minmax": record[leads], "joint_minmax": record, "none": np.array([0.0, 1.0])}[how]
-        expected = (record - seen.min()) / (seen.max() - seen.min())
-        np.testing.assert_allclose(result[leads], expected[leads], atol=1e-6)
+        seen = record if how == "joint_minmax" else record[leads]
+        expected = {"none": record, "available_zscore": (record - seen.mean()) / (seen.std() + 1e-4)}.get(
+            how, (record - seen.min()) / (seen.max() - seen.min())
+        )
+        np.testing.assert_allclose(result[leads], expected[leads], atol=1e-5)
     loud = signal.copy()
     loud[:, 10] *= 20  # V5 is hidden
     again = model.normalise(torch.from_numpy(loud), torch.from_numpy(leads)).numpy()

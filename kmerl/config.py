@@ -1,0 +1,90 @@
+"""Every value that can be set, in one place. A tier is a YAML file of this shape; unknown keys are errors.
+
+`python -m kmerl.train --config kmerl/configs/laptop.yaml --model.method merl` overrides one key. `Deviations` in the
+README lists the values that the paper leaves unknown.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from shared.ecg.tasks import TASKS
+
+from kmerl.extract import ExtractConfig
+from kmerl.model import ModelConfig
+from kmerl.probe import ProbeConfig
+from kmerl.text import TextConfig
+from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
+
+
+@dataclass
+class DataConfig:
+    """Pre-training records, how split, how turned into tensors (reference: D1)."""
+
+    dataset: str = "mimic-iv-ecg"  # a release with reports
+    simulate: SimulateConfig | None = None
+    fs_hz: float = 500  # rate of the packed stores, pre-training and downstream
+    seconds: float = 10.0  # longer records are cut
+    split: str = "patient"  # patient | as_published (records, not patients)
+    split_seed: int = 0
+    n_train: int = 0  # use only the first n training records of the split; 0 = all
+    permute_entities: bool = False  # control: every record gets another record's entity labels
+    workers: int = 0  # data loader processes
+
+
+@dataclass
+class TrainConfig(RunTrainConfig):
+    """Optimisation (reference: M8); `epochs: 0` keeps the random initialisation, a control."""
+
+    init: str | None = None  # warm start from a checkpoint
+
+
+@dataclass
+class EvalConfig:
+    """Zero-shot and probing on the six tasks (reference: Evaluation protocols)."""
+
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    simulate: SimulateConfig | None = None  # of each downstream release
+    variant: str = "corrected"  # corrected | as_published: labels and signals downstream (D4, traps 1, 2, 16)
+    inputs: list[str] = field(default_factory=lambda: ["12 leads"])  # see kmerl/inputs.py
+    prompts: str = "names"  # names (class descriptions) | engineered (kmerl/prompts.yaml): MERL's way
+    n_random_sets: int = 10  # random lead sets per count, for the input `random`
+    all_records: bool = False  # score all records of a release, not its test part (350 real PTB-XL records)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    checkpoint: str | None = None  # of another run; null = this run's own
+    batch: int = 128
+    n_boot: int = 1000
+
+
+@dataclass
+class ReproduceConfig(RunReproduceConfig):
+    """What `python -m kmerl.reproduce` runs at this tier; the experiments themselves are in `kmerl/reproduce.py`."""
+
+    not_here: dict[str, str] = field(default_factory=dict)  # experiment (or prefix) -> why this tier leaves it out
+
+
+@dataclass
+class Config(RunConfig):
+    """One run of K-MERL or of a baseline."""
+
+    experiment: str = "kmerl"
+    data: DataConfig = field(default_factory=DataConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
+
+    PAPER: ClassVar[str] = "kmerl"
+    TRAINED: ClassVar[tuple[str, ...]] = ("data", "extract", "text", "model", "train")
+
+    def starts(self) -> list[str | None]:
+        return [self.train.init]
+
+    def decisive(self) -> dict:
+        shared = {k: getattr(self.reproduce, k) for k in ("seeds", "overrides")}
+        return shared | {"tasks": self.eval.tasks, "simulate": vars(self.eval.simulate or SimulateConfig(0, 0, 0))}
+
+
+def parse(args: list[str] | None = None) -> Config:
+    return parse_as(Config, args)

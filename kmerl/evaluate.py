@@ -1,0 +1,240 @@
+"""Checkpoint + downstream tasks -> predictions.parquet + metrics.json: `python -m kmerl.evaluate --config .. `.
+
+Zero-shot: the score of a class is that of its name as a query (reference: Evaluation protocols). Linear probing: on
+features extracted once. Every input of `eval.inputs` (kmerl/inputs.py) is scored with the same weights and written as
+it ends, so a killed evaluation goes on where it stopped; under torchrun each process takes its share.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from transformers.utils import logging
+
+from kmerl import leads as lead_tools
+from kmerl.baselines import load
+from kmerl.config import Config, parse
+from kmerl.data import batches
+from kmerl.inputs import Input, expand
+from kmerl.prep import Downstream, downstream_hash, prepare, prepare_tasks, text_encoder
+from kmerl.probe import out_of_fold, probe
+from kmerl.prompts import class_texts
+from kmerl.scoring import metrics_of
+from shared.metrics.interval import interval
+from shared.metrics.scorecard import dumps
+from shared.runs.config import hash_of
+from shared.runs.facts import commit
+
+
+@dataclass
+class Evaluation:
+    """A model with all it is scored on."""
+
+    cfg: Config
+    model: torch.nn.Module
+    downstream: dict[str, Downstream]
+    queries: dict[str, torch.Tensor]  # data set -> vectors [n_slots, d_text], classes of its tasks in order
+    training_mean: np.ndarray  # [12] mV, of the pre-training leads
+
+    @property
+    def n_samples(self) -> int:
+        return round(self.cfg.data.fs_hz * self.cfg.data.seconds)
+
+    def rows(self, dataset: str, spec: Input) -> pd.DataFrame:
+        """Records scored: of the test part, of all parts, or of validation; with a column `part` of the first task."""
+        release = self.downstream[dataset]
+        if self.cfg.eval.all_records or spec.kind:
+            return release.rows(("train", "val", "test"))
+        return release.rows(("val",) if spec.control == "val" else ("test",))
+
+    @torch.inference_mode()
+    def run(self, dataset: str, rows: np.ndarray, spec: Input, what: str) -> np.ndarray:
+        """`scores` [n, n_slots] or `features` [n, d] of the store's rows, given only the leads of `spec`."""
+        store, mask = self.downstream[dataset].packed.store, spec.mask
+        device = next(self.model.parameters()).device
+        filled = bool(spec.fill) or not self.model.accepts_partial_leads
+        if not spec.fill and filled and not mask.all():
+            raise ValueError(
+                f"eval.inputs: {spec.name!r} needs a fill (such as {spec.name}/zero): the model takes 12 leads"
+            )
+        half = self.cfg.eval.variant == "as_published" and dataset == "cpsc2018"
+        out = None
+        size = self.cfg.eval.batch
+        for positions, signal_mv in batches(store, rows, self.n_samples, self.model.step_samples, size, half):
+            if spec.control == "zeroed":
+                signal_mv = np.zeros_like(signal_mv)
+            if spec.control == "permuted":
+                signal_mv = signal_mv[:, np.random.default_rng(self.cfg.seed).permutation(12)]
+            if filled:
+                signal_mv = lead_tools.fill(signal_mv, mask, spec.fill or "zero", self.training_mean)
+            ecg, leads = torch.from_numpy(signal_mv).to(device), torch.from_numpy(mask).to(device)
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.bf16)
+            with autocast:
+                if what == "features":
+                    values = self.model.features(ecg, leads)
+                else:
+                    values = self.model.scores(ecg, self.queries[dataset].to(device), leads)
+            values = values.float().cpu().numpy()
+            out = np.zeros((len(rows), values.shape[1]), np.float32) if out is None else out
+            out[positions] = values
+        if spec.control == "shuffled":
+            order = np.random.default_rng(self.cfg.seed).permutation(len(rows))
+            out = out[np.roll(order, 1)[np.argsort(order)]]  # a cycle: nobody keeps its own ECG
+        return out
+
+    def tables(self, spec: Input) -> list[pd.DataFrame]:
+        """Predictions of one input, one table per data set (and per ratio and draw of a probe)."""
+        found = []
+        for dataset in self.downstream:
+            rows = self.rows(dataset, spec)
+            if not len(rows):
+                continue
+            if spec.kind:
+                features = self.run(dataset, rows.row.to_numpy(), spec, "features")
+                scored = self.probes(dataset, rows, features, spec)
+            else:
+                scored = {spec.name: self.run(dataset, rows.row.to_numpy(), spec, "scores")}
+            for name, values in scored.items():
+                kept = rows[~np.isnan(values).all(1)]
+                table = pd.DataFrame({"dataset": dataset, "id": kept.record_id, "patient": kept.patient_id})
+                table["split"], table["input"] = "val" if spec.control == "val" else "test", name
+                table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
+                found.append(table)
+        return found
+
+    def probes(self, dataset: str, rows: pd.DataFrame, features: np.ndarray, spec: Input) -> dict[str, np.ndarray]:
+        """name -> scores [n, n_slots], NaN where a record is not scored; tasks are probed apart, on one feature."""
+        cfg, found = self.cfg.eval.probe, {}
+        place = {r: i for i, r in enumerate(rows.record_id)}
+        start, n_slots = 0, len(self.queries[dataset])
+        for task in self.downstream[dataset].tasks.values():
+            index = np.array([place[r] for r in task.record_ids])
+            x, slots = features[index], slice(start, start + len(task.classes))
+            start += len(task.classes)
+            if spec.kind == "oof":
+                records = self.downstream[dataset].packed.store.records.set_index("record_id")
+                runs = {spec.name: (index, out_of_fold(x, task.labels, records.fold.loc[task.record_ids], cfg).scores)}
+            else:
+                parts = {p: task.part_rows(p) for p in ("val", "test")}
+                runs = {}
+                for ratio in cfg.ratios:
+                    for draw in range(cfg.draws if ratio < 1 else 1):
+                        train = task.few_label_rows(ratio, draw or None)  # draw 0: the published subset
+                        scores = probe(x, task.labels, parts | {"train": train}, cfg).scores
+                        runs[f"{spec.name} {ratio:g} #{draw}"] = (index[parts["test"]], scores)
+            for name, (where, scores) in runs.items():
+                values = found.setdefault(name, np.full((len(rows), n_slots), np.nan, np.float32))
+                values[where, slots] = scores
+        return found
+
+
+def labels_table(downstream: dict[str, Downstream]) -> pd.DataFrame:
+    """One row per task and record of its validation or test part: dataset, task, id, part, reference (list of 0/1)."""
+    found = []
+    for dataset, release in downstream.items():
+        for name, task in release.tasks.items():
+            table = pd.DataFrame({"dataset": dataset, "task": name, "id": task.record_ids, "part": task.part})
+            found.append(table.assign(reference=list(task.labels)))
+    return pd.concat(found, ignore_index=True)
+
+
+def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict[str, list[int]]:
+    """Task -> per class 1 where its plain name is the name of a training entity (case and blanks aside), else 0."""
+    names = {" ".join(e.lower().split()) for e in entities}
+    return {
+        name: [int(" ".join(c.description.lower().split()) in names) for c in task.classes]
+        for release in downstream.values()
+        for name, task in release.tasks.items()
+    }
+
+
+def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, list[str]]:
+    """Model, tasks and the vectors of their classes; entity names that the model was trained with."""
+    data, downstream = prepare(cfg), prepare_tasks(cfg)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+    model = load(checkpoint).to(device).eval()
+    store, rows = data.records.store, data.rows
+    vectors = text_encoder(cfg, [store.records.report.iloc[i] for i in rows])
+    queries = {
+        dataset: torch.from_numpy(
+            vectors([t for n, task in r.tasks.items() for t in class_texts(n, task, cfg.eval.prompts)])
+        )
+        for dataset, r in downstream.items()
+    }
+    some = rows[: 1000 * (len(rows) // 1000 or 1)][:: max(1, len(rows) // 1000)]
+    mean = np.mean([store.signal_mv(int(i)).mean(1) for i in some], axis=0)
+    return Evaluation(cfg, model, downstream, queries, mean), data.entities.names
+
+
+def evaluation_hash(cfg: Config, data_hash: str, checkpoint: Path) -> str:
+    """Identifies weights, data and inputs. Raises ValueError where the run's weights are another config's."""
+    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
+        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
+    content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
+    return hash_of([content, data_hash, cfg.seed])
+
+
+def predictions(cfg: Config, evaluation: Evaluation, parts: Path) -> pd.DataFrame:
+    """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot)."""
+    specs = expand(cfg.eval.inputs, cfg.eval.n_random_sets)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    parts.mkdir(parents=True, exist_ok=True)
+    files = [parts / f"{hashlib.sha256(s.name.encode()).hexdigest()[:16]}.parquet" for s in specs]
+    mine = [(s, f) for i, (s, f) in enumerate(zip(specs, files, strict=True)) if i % world == rank and not f.exists()]
+    for spec, file in track(mine, description=f"scoring {cfg.experiment}", disable=not os.isatty(2)):
+        pd.concat(evaluation.tables(spec), ignore_index=True).to_parquet(file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").rename(file)
+    while not all(f.exists() for f in files):  # other processes still write theirs
+        time.sleep(1)
+    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Score all inputs; returns the run's folder. A finished evaluation is not run again."""
+    logging.set_verbosity_error()
+    cfg = parse(args)
+    file = cfg.run_dir / "metrics.json"
+    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not (checkpoint.parent / "run.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m kmerl.train`")
+    start = time.perf_counter()
+    evaluation, entities = setup(cfg, checkpoint)
+    data_hash = downstream_hash(evaluation.downstream)
+    identity = {"evaluation_hash": evaluation_hash(cfg, data_hash, checkpoint), "scored_by": [cfg.eval.n_boot]}
+    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
+        return cfg.run_dir
+
+    table = predictions(cfg, evaluation, cfg.run_dir / f"parts-{identity['evaluation_hash']}")
+    if int(os.environ.get("RANK", 0)):
+        return cfg.run_dir
+    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
+    labels = labels_table(evaluation.downstream)
+    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
+    source = next(iter(evaluation.downstream.values())).packed.source
+    seen = seen_classes(evaluation.downstream, entities)
+    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "seen": seen, "metrics": {}}
+    for name, rows in table.groupby("input", sort=False):
+        found, patients = metrics_of(rows, labels, seen)
+        summary["metrics"][name] = {}
+        for key in ("auroc", "auroc_min10"):
+            if key in found:
+                value, low, high = interval(found[key], patients, cfg.eval.n_boot)
+                entry = {"value": value, "ci": [low, high], "n": len(rows), "version": found[key].version}
+                summary["metrics"][name][key] = entry
+    summary["wall_s"] = round(time.perf_counter() - start, 1)
+    file.write_text(dumps(summary))
+    first = next(iter(summary["metrics"].items()))
+    print(f"evaluated: {cfg.run_dir}, {first[0]}: AUROC {first[1]['auroc']['value']:.3f}")
+    return cfg.run_dir
+
+
+if __name__ == "__main__":
+    main()

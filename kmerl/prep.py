@@ -1,0 +1,118 @@
+"""Official layouts -> what training and evaluation read: `python -m kmerl.prep --config kmerl/configs/laptop.yaml`.
+
+Pre-training: packed store, split, entity labels and one vector per distinct report. Downstream: the stores and labels
+of the six tasks. Everything is cached; a second call returns at once.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from kmerl import extract
+from kmerl.config import Config, parse
+from kmerl.extract import Entities
+from kmerl.text import embed
+from shared.ecg.prepare import Packed, Prepared, packed, with_split
+from shared.ecg.task_splits import find_splits
+from shared.ecg.tasks import TASKS, TaskData, load_task
+from shared.runs.config import cache_root, data_root, hash_of
+
+
+@dataclass
+class Pretraining:
+    """Training part of the report data: row i of every member is the same record."""
+
+    records: Prepared
+    rows: np.ndarray  # int [n], rows of the store
+    entities: Entities  # labels int8 [n, E]: 1 affirmed, 0 absent, -1 left out of the loss
+    entity_vectors: np.ndarray  # float32 [E, d_text]
+    text_vectors: np.ndarray  # float32 [n_distinct, d_text], one per distinct report
+    text_of: np.ndarray  # int [n], row of text_vectors
+    data_hash: str
+
+
+def prepare(cfg: Config) -> Pretraining:
+    """Pack, split, extract entities from the training reports, embed each distinct report and entity name once."""
+    tree = packed(cfg.data.dataset, cfg.data.fs_hz, cfg.data.simulate)
+    split = with_split(tree, cfg.data.split, cfg.data.split_seed)
+    table = split.records("train")
+    table = table[table.report != ""].head(cfg.data.n_train or None)
+    if not len(table):
+        raise ValueError(f"{tree.root}: no training record has a report; K-MERL needs mimic-iv-ecg or ptb-xl")
+    reports = table.report.tolist()
+    key = hash_of([split.data_hash, cfg.data.n_train, asdict(cfg.extract)])
+    entities = extract.run(cfg.extract, reports, tree.folder / f"entities-{key}")
+    distinct, text_of = np.unique(np.array(reports, dtype=object), return_inverse=True)
+    vectors = text_encoder(cfg, reports)
+    return Pretraining(
+        records=split,
+        rows=table.row.to_numpy(),
+        entities=entities,
+        entity_vectors=vectors(entities.names),
+        text_vectors=vectors(distinct.tolist()),
+        text_of=text_of,
+        data_hash=hash_of([split.data_hash, entities.names, hashlib.sha256(entities.labels.tobytes()).hexdigest()]),
+    )
+
+
+def text_encoder(cfg: Config, reports: list[str]):
+    """Function from texts to vectors [n, d_text] of the frozen text encoder; a small one is fitted on the reports."""
+    fit_on = sorted(set(reports))
+    return lambda texts: embed(texts, cfg.text, cache_root() / "text", fit_on=fit_on)
+
+
+@dataclass
+class Downstream:
+    """One release with all of its tasks."""
+
+    packed: Packed
+    tasks: dict[str, TaskData]
+
+    def rows(self, parts: tuple[str, ...] = ("test",)) -> pd.DataFrame:
+        """Records that some task has in `parts`: record_id, patient_id, row of the store; in the store's order."""
+        ids = {r for t in self.tasks.values() for part in parts for r in np.array(t.record_ids)[t.part_rows(part)]}
+        table = self.packed.store.records[["record_id", "patient_id"]].assign(row=range(len(self.packed.store)))
+        return table[table.record_id.isin(ids)].reset_index(drop=True)
+
+
+def prepare_tasks(cfg: Config) -> dict[str, Downstream]:
+    """Data set -> its store and tasks, labels rebuilt by the rules of D4 in the variant `eval.variant`."""
+    splits = None if cfg.eval.simulate else find_splits(data_root())
+    found = {}
+    for name in cfg.eval.tasks:
+        dataset = TASKS[name].dataset
+        if dataset not in found:
+            found[dataset] = Downstream(packed(dataset, cfg.data.fs_hz, cfg.eval.simulate), {})
+        store = found[dataset].packed
+        found[dataset].tasks[name] = load_task(
+            name, store.store.records, store.root, variant=cfg.eval.variant, splits=splits
+        )
+    return found
+
+
+def downstream_hash(downstream: dict[str, Downstream]) -> str:
+    """Of signals, labels and parts of all tasks."""
+    parts = []
+    for dataset, release in sorted(downstream.items()):
+        parts += [dataset, *release.packed.sha256.values()]
+        for name, task in sorted(release.tasks.items()):
+            parts += [name, task.labels.tobytes().hex(), " ".join(task.record_ids), " ".join(task.part)]
+    return hash_of(parts)
+
+
+def main(args: list[str] | None = None) -> None:
+    cfg = parse(args)
+    data = prepare(cfg)
+    summary = {"source": data.records.source, "records": len(data.rows), "data_hash": data.data_hash}
+    summary |= {"entities": len(data.entities.names), "distinct reports": len(data.text_vectors)}
+    print(json.dumps(summary))
+    for release in prepare_tasks(cfg).values():
+        for name, task in release.tasks.items():
+            print(f"\n{name} ({release.packed.source}), left out: {task.left_out}\n{task.counts().to_string()}")
+
+
+if __name__ == "__main__":
+    main()

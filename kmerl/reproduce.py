@@ -1,0 +1,140 @@
+"""K-MERL's experiments, and how they are scored and shown: `make reproduce-kmerl`. The engine is `shared.runs`."""
+
+import shutil
+from pathlib import Path
+
+from kmerl import tables
+from kmerl.config import Config
+from kmerl.inputs import ALL_LEADS
+from kmerl.prep import prepare, prepare_tasks
+from kmerl.scoring import score_all
+from shared.runs import engine, evidence
+from shared.runs.config import data_root
+from shared.runs.paper import Experiment, Paper
+
+LEADS = (ALL_LEADS, "partial")
+FILLED = (ALL_LEADS, "partial/zero", "partial/record_mean", "partial/lead_mean", "partial/einthoven+zero")
+MERL = {"model.method": "merl"}
+MASKED = (ALL_LEADS, "partial/zero", "partial/einthoven+zero")
+
+
+def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
+    """Another evaluation of the weights of experiment `of`."""
+    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
+
+
+REAL = {  # the PTB-XL records at hand: zero-shot on all of them, probes out of fold
+    "eval.simulate": None,
+    "eval.all_records": True,
+    "eval.tasks": ["ptb-xl-superclass", "ptb-xl-subclass", "ptb-xl-form", "ptb-xl-rhythm"],
+}
+REAL_PROBE = REAL | {"eval.tasks": ["ptb-xl-superclass"]}
+REAL_SETS = (ALL_LEADS, "limb", "I+II", "I")
+
+
+def oof(fill: str = "") -> tuple[str, ...]:
+    return tuple(f"oof:{s}{fill if s != ALL_LEADS else ''}" for s in REAL_SETS)
+
+
+def real(fill: str = "") -> tuple[str, ...]:
+    return tuple(f"{s}{fill if s != ALL_LEADS else ''}" for s in REAL_SETS)
+
+
+EXPERIMENTS = {
+    # the headline: partial leads, the fair baseline, and what the model reads
+    "kmerl": Experiment({}, (*LEADS, *(f"{ALL_LEADS}~{c}" for c in ("zeroed", "shuffled", "permuted", "val")))),
+    "merl": Experiment(MERL, (*FILLED, f"{ALL_LEADS}~shuffled")),
+    "merl-masked": Experiment(MERL | {"model.lead_masking": "random"}, MASKED),
+    "random-init": Experiment({"train.epochs": 0}, LEADS),
+    # controls: K-MERL's own masking rule for MERL, the entity labels without lead tokens, labels of other records
+    "merl-masked-kmerl": Experiment(MERL | {"model.lead_masking": "kmerl"}, MASKED),
+    "merl-entities": Experiment(MERL | {"model.entity_head": True, "model.lead_masking": "random"}, MASKED),
+    "merl-vit": Experiment(MERL | {"model.encoder": "vit"}, (ALL_LEADS, "partial/zero")),
+    "permuted-entities": Experiment({"data.permute_entities": True, "model.contrastive_loss": 0}, LEADS),
+    # ablations (reference: Controls): lead tokens, spatial embedding, masking, losses
+    "joint-tokens": Experiment({"model.tokens": "joint"}, LEADS),
+    "no-lead-embedding": Experiment({"model.lead_embedding": False}, LEADS),
+    "no-masking": Experiment({"model.masked_leads": [0], "model.segment_masking": 0}, LEADS),
+    "mask-few-leads": Experiment({"model.masked_leads": [0, 3, 6, 9]}, LEADS),
+    "some-full-leads": Experiment({"model.p_full_leads": 0.25}, LEADS),
+    "segments-0": Experiment({"model.segment_masking": 0}, LEADS),
+    "segments-50": Experiment({"model.segment_masking": 0.5}, LEADS),
+    "no-entities": Experiment({"model.entity_loss": 0}, LEADS),
+    "no-contrast": Experiment({"model.contrastive_loss": 0}, LEADS),
+    # the same weights, evaluated otherwise
+    "random-sets-kmerl": evaluation("kmerl", ("random",)),
+    "random-sets-merl": evaluation("merl", ("random/zero", "random/lead_mean")),
+    "random-sets-masked": evaluation("merl-masked", ("random/zero",)),
+    "kmerl-prompts": evaluation("kmerl", LEADS, **{"eval.prompts": "engineered"}),
+    "merl-prompts": evaluation("merl", FILLED, **{"eval.prompts": "engineered"}),
+    "as-published": evaluation("kmerl", (ALL_LEADS, f"{ALL_LEADS}~val"), **{"eval.variant": "as_published"}),
+    "probe-kmerl": evaluation("kmerl", (f"probe:{ALL_LEADS}", "probe:I")),
+    "probe-merl": evaluation("merl", (f"probe:{ALL_LEADS}", "probe:I/zero")),
+    "probe-random": evaluation("random-init", (f"probe:{ALL_LEADS}", "probe:I")),
+    # the real records
+    "real-kmerl": evaluation("kmerl", (*real(), f"{ALL_LEADS}~shuffled"), **REAL),
+    "real-merl": evaluation("merl", real("/zero"), **REAL),
+    "real-masked": evaluation("merl-masked", real("/zero"), **REAL),
+    "real-random": evaluation("random-init", real(), **REAL),
+    "real-probe-kmerl": evaluation("kmerl", oof(), **REAL_PROBE),
+    "real-probe-merl": evaluation("merl", oof("/zero"), **REAL_PROBE),
+    "real-probe-masked": evaluation("merl-masked", oof("/zero"), **REAL_PROBE),
+    "real-probe-random": evaluation("random-init", oof(), **REAL_PROBE),
+}
+
+
+class Kmerl(Paper):
+    name = "kmerl"
+    config = Config
+    experiments = EXPERIMENTS
+    main_input = ALL_LEADS
+
+    def cannot_run(self, cfg: Config, name: str) -> str | None:
+        for prefix, reason in cfg.reproduce.not_here.items():
+            if name.startswith(prefix):
+                return reason
+        if name.startswith("real-"):
+            if not cfg.eval.simulate:
+                return "the tasks are the real releases at this tier"
+            if not (data_root() / "ptb-xl").is_dir():
+                return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
+        return None
+
+    def prepare(self, cfg: Config) -> None:
+        prepare(cfg)
+        prepare_tasks(cfg)
+
+    def same_data(self, cfg: Config) -> str:
+        return repr([cfg.data, cfg.extract, cfg.text, cfg.eval.tasks, cfg.eval.simulate])
+
+    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
+        """Labels of the tasks, once for all runs on the same data; they are what predictions are compared with."""
+        labels = runs[0] / "labels.parquet"
+        data_hash = evidence.run_facts(runs)["data_hash"]
+        shutil.copy(labels, out / "predictions" / f"labels-{data_hash}.parquet")
+
+    def pictures(self, cfg: Config, names: list[str]) -> None:
+        tables.draw_attention_cases(cfg, names)
+
+    def score_all(self, cfg: Config, facts: dict) -> dict:
+        return score_all(cfg, facts)
+
+    def controls(self, cfg: Config, scored: dict) -> list[dict]:
+        return tables.controls(scored, lambda *sides: evidence.compare(self, scored, *sides))
+
+    def tables(self, cfg: Config, scored: dict, facts: dict) -> list[dict]:
+        return tables.tables(cfg, scored, facts)
+
+    def draw(self, cfg: Config, card: dict, scored: dict, facts: dict) -> list[dict]:
+        return tables.draw(cfg, card, scored, facts)
+
+
+KMERL = Kmerl()
+
+
+def main(args: list[str] | None = None) -> dict:
+    return engine.main(KMERL, args)
+
+
+if __name__ == "__main__":
+    main()

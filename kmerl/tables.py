@@ -1,0 +1,289 @@
+"""What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from kmerl.config import Config, parse
+from kmerl.evaluate import setup
+from kmerl.figures import draw_attention, draw_lead_counts, draw_lead_sets, draw_losses
+from kmerl.inputs import ALL_LEADS, PARTIAL
+from kmerl.leads import CLINICAL_SETS
+from kmerl.predict import attend, classes_of
+from kmerl.protocols import task_metrics
+from kmerl.scoring import items_of, read_labels
+from shared.metrics.figures import draw_claims
+from shared.metrics.scorecard import control
+from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
+
+METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
+    "K-MERL": "kmerl@{}",
+    "MERL, zero fill": "merl@{}/zero",
+    "MERL, record mean": "merl@{}/record_mean",
+    "MERL, training mean": "merl@{}/lead_mean",
+    "MERL, limb leads completed": "merl@{}/einthoven+zero",
+    "MERL trained with masked leads": "merl-masked@{}/zero",
+    "the same, limb leads completed": "merl-masked@{}/einthoven+zero",
+    "MERL masked by K-MERL's rule": "merl-masked-kmerl@{}/zero",
+    "MERL masked, with entities": "merl-entities@{}/zero",
+    "MERL-ViT, zero fill": "merl-vit@{}/zero",
+    "K-MERL, random weights": "random-init@{}",
+}
+SHOWN = ("K-MERL", "MERL, zero fill", "MERL, training mean", "MERL trained with masked leads")  # in figures
+ABLATIONS = {
+    "K-MERL": "kmerl",
+    "joint tokens": "joint-tokens",
+    "no lead embedding": "no-lead-embedding",
+    "no masking": "no-masking",
+    "0, 3, 6 or 9 leads masked": "mask-few-leads",
+    "a quarter of batches with 12 leads": "some-full-leads",
+    "no segment masking": "segments-0",
+    "half of the segments masked": "segments-50",
+    "without entity loss": "no-entities",
+    "without contrastive loss": "no-contrast",
+    "entity labels of other records": "permuted-entities",
+    "random weights": "random-init",
+}
+ABBREVIATED = "AUROC, macro over classes, mean over tasks, x 1; [95 % interval over patients and seeds]."
+
+
+def key_of(pattern: str, lead_set: str) -> str:
+    """Key of an entry; twelve leads need no fill."""
+    return pattern.split("/")[0].format(lead_set) if lead_set == ALL_LEADS else pattern.format(lead_set)
+
+
+def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
+    """AUROC of what should fail, and how far K-MERL is above it. compare: (metric, ours, theirs)."""
+    notes = {
+        "kmerl@12 leads~zeroed": "all samples 0",
+        "kmerl@12 leads~shuffled": "another record's ECG",
+        "kmerl@12 leads~permuted": "every lead in another lead's place at test time",
+        "random-init@12 leads": "K-MERL before training",
+        "permuted-entities@12 leads": "trained on the entity labels of other records",
+        "merl@12 leads~shuffled": "MERL, another record's ECG (against K-MERL)",
+    }
+    rows = []
+    for key, note in notes.items():
+        if key in scored and "kmerl@12 leads" in scored:
+            entry = scored[key]
+            difference = compare("auroc", "kmerl", key)
+            name = key.replace("@12 leads", "").replace("~", "-")
+            rows.append(control(name, "auroc", entry.level("auroc"), difference, data=describe(entry), note=note))
+    for name in ("real-kmerl", "real-random"):
+        key, ours = f"{name}@12 leads~shuffled", f"{name}@12 leads"
+        if key in scored and ours in scored:
+            level, difference = scored[key].level("auroc"), compare("auroc", ours, key)
+            rows.append(control(f"{name}-shuffled", "auroc", level, difference, data=describe(scored[key])))
+    return rows
+
+
+def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[str, dict[str, tuple]], note="") -> dict:
+    """rows: label -> {column key -> level}; columns: key -> heading. Absent cells are None."""
+    shown = {k: h for k, h in columns.items() if any(k in cells for cells in rows.values())}
+    body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
+    return {"id": table_id, "title": title, "columns": ["model", *shown.values()], "rows": body, "note": note or ABBREVIATED}
+
+
+def lead_set_table(scored: dict[str, Scored]) -> dict:
+    rows = {}
+    for label, pattern in METHODS.items():
+        keys = {s: key_of(pattern, s) for s in (*PARTIAL, "partial", ALL_LEADS)}
+        rows[label] = {s: scored[k].level("auroc") for s, k in keys.items() if k in scored}
+    columns = {s: s for s in PARTIAL} | {"partial": "mean of these", ALL_LEADS: ALL_LEADS}
+    return level_table("lead-sets", "Zero-shot with the clinical lead sets", columns, rows)
+
+
+def task_table(scored: dict[str, Scored]) -> dict:
+    rows, columns = {}, {}
+    labels = {
+        label: key_of(pattern, ALL_LEADS) for label, pattern in METHODS.items() if "fill" in label or "/" not in pattern
+    }
+    labels |= {"MERL trained with masked leads": f"merl-masked@{ALL_LEADS}"}
+    labels |= {
+        "K-MERL, engineered prompts": "kmerl-prompts@12 leads",
+        "MERL, engineered prompts": "merl-prompts@12 leads",
+    }
+    labels |= {"K-MERL, labels as published": "as-published@12 leads"}
+    for label, key in labels.items():
+        if key in scored:
+            rows[label] = {m: scored[key].level(m) for m in scored[key].scores}
+            columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in scored[key].scores}
+    note = (
+        ABBREVIATED
+        + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name is, or is "
+    )
+    note += "not, the name of a training entity (case and blanks aside)."
+    return level_table("tasks", "Zero-shot per task, 12 leads", columns, rows, note)
+
+
+def count_table(scored: dict[str, Scored]) -> dict:
+    rows = {
+        label: {c: scored[k].level("auroc") for c, k in keys.items()} for label, keys in random_keys(scored).items()
+    }
+    columns = {c: str(c) for c in range(1, 12)} | {"mean": "mean of 1..11"}
+    return level_table("lead-counts", "Zero-shot with random sets of leads, by number of leads", columns, rows)
+
+
+def random_keys(scored: dict[str, Scored]) -> dict[str, dict]:
+    """Label -> number of leads (or "mean") -> key."""
+    runs = {"K-MERL": ("random-sets-kmerl", ""), "MERL, zero fill": ("random-sets-merl", "/zero"),
+            "MERL, training mean": ("random-sets-merl", "/lead_mean"),
+            "MERL trained with masked leads": ("random-sets-masked", "/zero")}  # fmt: skip
+    found = {}
+    for label, (name, fill) in runs.items():
+        keys = {c: f"{name}@{c} random{fill}" for c in range(1, 12)} | {"mean": f"{name}@random{fill}"}
+        keys = {c: k for c, k in keys.items() if k in scored}
+        if keys:
+            found[label] = keys
+    return found
+
+
+def ablation_table(scored: dict[str, Scored]) -> dict:
+    rows = {}
+    for label, name in ABLATIONS.items():
+        keys = {s: f"{name}@{s}" for s in ("I", "partial", ALL_LEADS)}
+        rows[label] = {s: scored[k].level("auroc") for s, k in keys.items() if k in scored}
+    columns = {"I": "lead I", "partial": "partial leads", ALL_LEADS: ALL_LEADS}
+    return level_table("ablations", "Ablations, zero-shot", columns, rows)
+
+
+def probe_table(scored: dict[str, Scored], cfg: Config) -> dict:
+    rows = {}
+    for label, name in {"K-MERL": "kmerl", "MERL-ResNet": "merl", "K-MERL, random weights": "random"}.items():
+        for lead_set in (ALL_LEADS, "I"):
+            keys = {r: f"probe-{name}@probe:{lead_set} {r:g}" for r in cfg.eval.probe.ratios}
+            keys |= {r: f"probe-{name}@probe:{lead_set}/zero {r:g}" for r in keys if keys[r] not in scored}
+            rows[f"{label}, {lead_set}"] = {f"{r:g}": scored[k].level("auroc") for r, k in keys.items() if k in scored}
+    columns = {f"{r:g}": f"{100 * r:g} % of the labels" for r in cfg.eval.probe.ratios}
+    return level_table("probes", f"Linear probing, {cfg.eval.probe.protocol}", columns, rows)
+
+
+def real_table(scored: dict[str, Scored]) -> dict:
+    """The real records: zero-shot, and probes out of fold."""
+    names = {"K-MERL": ("kmerl", ""), "MERL, zero fill": ("merl", "/zero")}
+    names |= {"MERL trained with masked leads": ("masked", "/zero"), "K-MERL, random weights": ("random", "")}
+    rows, data = {}, ""
+    for label, (name, fill) in names.items():
+        for run, kind in ((f"real-{name}", ""), (f"real-probe-{name}", "oof:")):
+            cells = {}
+            for lead_set in CLINICAL_SETS:
+                key = f"{run}@{kind}{lead_set}{fill if lead_set != ALL_LEADS else ''}"
+                if key in scored:
+                    cells[lead_set], data = scored[key].level("auroc"), describe(scored[key])
+            rows[f"{label}, {'probe (superclass)' if kind else 'zero-shot'}"] = cells
+    note = (
+        ABBREVIATED + " Zero-shot: mean over the four PTB-XL tasks, nothing tuned on real records. Probe: superclass, "
+    )
+    note += "ten-fold out of fold over the official folds. Encoders pre-trained on simulated records."
+    return level_table("real", f"Real ECGs: {data}", {s: s for s in CLINICAL_SETS}, rows, note)
+
+
+def protocol_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
+    """F1 and accuracy of the first seed with thresholds chosen on the test part (as published) and on validation."""
+    seed, rows = cfg.reproduce.seeds[0], []
+    for label, name in {"labels corrected": "kmerl", "labels as published": "as-published"}.items():
+        if f"{name}@{ALL_LEADS}~val" not in scored:
+            continue
+        labels = read_labels(cfg, facts["runs"][f"{name}/seed{seed}"]["data_hash"])
+        table = read_predictions(cfg, name, seed)
+        _, _, test = items_of(table[table.input == ALL_LEADS], labels)
+        _, _, val = items_of(table[table.input == f"{ALL_LEADS}~val"], labels)
+        for task, (_, y, s) in test.items():
+            published, _ = task_metrics(y, s, "as_published")
+            corrected, info = task_metrics(y, s, "corrected", val[task][1:] if task in val else None)
+            wanted = [published.get("oracle_macro_f1"), corrected.get("macro_f1"), published.get("accuracy_strict")]
+            wanted += [corrected.get("accuracy"), corrected["macro_auroc"]]
+            values = [None if m is None else m.value for m in wanted]
+            rows.append([f"{task}, {label}", len(y), f"{len(info['classes'])} of {y.shape[1]}", *values])
+    columns = ["task", "records", "classes scored", "F1, threshold from test (as published)", "F1, from validation",
+               "accuracy, >, threshold from test (as published)", "accuracy, from validation", "AUROC"]  # fmt: skip
+    note = "First seed. A class without positives, or without negatives, in the test part has no AUROC and is left out."
+    return {
+        "id": "protocols",
+        "title": "As published against corrected",
+        "columns": columns,
+        "rows": rows,
+        "note": note,
+    }
+
+
+def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    found = [lead_set_table(scored), task_table(scored), count_table(scored), ablation_table(scored)]
+    found += [probe_table(scored, cfg), real_table(scored), protocol_table(cfg, scored, facts)]
+    found.append(run_table(facts, entities="n_entities", **{"distinct reports": "n_distinct_texts"}))
+    return [table for table in found if table["rows"]]
+
+
+def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    """Figures from scores alone; returns file and caption of all figures of the folder."""
+    out = folder(cfg)
+    logs = {n: [facts["runs"].get(f"{n}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds] for n in ("kmerl",)}
+    logs = {n: seeds for n, seeds in logs.items() if all(seeds)}
+    if logs:
+        draw_losses(out / "loss.png", logs, "Training loss of K-MERL")
+    sets = {label: {s: scored[key_of(p, s)].level("auroc") for s in CLINICAL_SETS if key_of(p, s) in scored}
+            for label, p in METHODS.items() if label in SHOWN}  # fmt: skip
+    sets = {label: levels for label, levels in sets.items() if levels}
+    if sets:
+        draw_lead_sets(out / "lead-sets.png", sets, "zero-shot macro AUROC, mean over tasks")
+    counts = {}
+    for label, keys in random_keys(scored).items():
+        counts[label] = {c: scored[k].level("auroc") for c, k in keys.items() if c != "mean"}
+        whole = key_of(METHODS[label], ALL_LEADS)
+        if whole in scored:
+            counts[label][12] = scored[whole].level("auroc")
+    if counts:
+        draw_lead_counts(out / "lead-counts.png", counts, "zero-shot macro AUROC, mean over tasks")
+    if any("ours" in c for c in card["claims"]):
+        draw_claims(out / "claims.png", card)
+    captions = {
+        "claims.png": "Claims measured at this tier.",
+        "lead-counts.png": "Zero-shot AUROC against the number of leads, random sets; the point at 12 is all leads.",
+        "lead-sets.png": "Zero-shot AUROC with the clinical lead sets.",
+        "loss.png": "Training loss.",
+    }
+    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
+    for f in sorted(out.glob("attention-*.png")):
+        found.append(
+            {"file": f.name, "caption": "Where class names look: attention of the query network, test record."}
+        )
+    return found
+
+
+def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
+    """Attention of true classes on a test record with several findings, with all leads and with two."""
+    if "kmerl" not in experiments:
+        return
+    run = run_folders(cfg, "kmerl", cfg.reproduce.seeds[0])[0]
+    run_cfg = parse(["--config", str(run / "config.yaml")])
+    evaluation, _ = setup(run_cfg, run / "checkpoint")
+    if evaluation.model.query_network is None:
+        return
+    dataset = next(iter(evaluation.downstream))
+    texts = classes_of(evaluation.downstream[dataset])
+    labels = pd.read_parquet(run / "labels.parquet")
+    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
+    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
+    record = n_true.sort_values(ascending=False, kind="stable").index[0]
+    release = evaluation.downstream[dataset]
+    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
+    true = true_classes(test[test.id == record], release)[:3]
+    for lead_set in (ALL_LEADS, "I+II"):
+        signal_mv = release.packed.store.signal_mv(row)[:, : evaluation.n_samples]
+        chosen = [i for i, t in enumerate(texts) if t in true]
+        vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
+        leads, fs_hz = CLINICAL_SETS[lead_set], run_cfg.data.fs_hz
+        queries, segment_s = attend(evaluation.model, signal_mv, vectors, names, leads, fs_hz)
+        file = folder(cfg) / f"attention-{lead_set.replace(' ', '-').replace('+', '-')}.png"
+        title = f"test record {record}, {lead_set}"
+        draw_attention(file, signal_mv, fs_hz, queries, segment_s, leads, title=title)
+
+
+def true_classes(rows: pd.DataFrame, release) -> list[str]:
+    """Plain names of a record's classes, in the order of tasks, without repetition."""
+    found = []
+    for row in rows.itertuples():
+        task = release.tasks[row.task]
+        found += [c.description for c, there in zip(task.classes, row.reference, strict=True) if there]
+    return list(dict.fromkeys(found))

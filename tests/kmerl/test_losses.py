@@ -1,0 +1,132 @@
+"""InfoNCE and entity loss against plain formulas; two processes against one with the joined batch."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_models import batch, small
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from kmerl.losses import entity_bce, info_nce, unit
+
+
+def unit_rows(n, d=8, seed=0):
+    return unit(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def test_info_nce_is_the_sum_of_both_directions():
+    a, b = unit_rows(5), unit_rows(5, seed=1)
+    total = 0.0
+    for i in range(5):
+        for x, y in ((a, b), (b, a)):
+            scores = [float(x[i] @ y[j]) / 0.07 for j in range(5)]
+            total += math.log(sum(math.exp(s) for s in scores)) - scores[i]
+    assert info_nce(a, b, 0.07).item() == pytest.approx(total / 5, rel=1e-4)
+    assert info_nce(a, b, 1e6).item() == pytest.approx(2 * math.log(5), rel=1e-4)  # a mean would be log 5
+    assert info_nce(a, a, 0.01).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_info_nce_is_not_rounded_by_autocast():
+    a, b = unit_rows(16, 64), unit_rows(16, 64, seed=1)
+    exact = info_nce(a, b, 0.07)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(a, b, 0.07), exact)
+
+
+def test_entity_bce_leaves_ignored_labels_out():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([[1, 0, -1, 1, 0, -1], [-1] * 6, [0] * 6, [1, 1, 1, -1, -1, -1]], dtype=torch.int8)
+    terms = []
+    for i in range(4):
+        for j in range(6):
+            if labels[i, j] >= 0:
+                p = torch.sigmoid(logits[i, j])
+                terms.append(-(p if labels[i, j] else 1 - p).log())
+    loss = entity_bce(logits, labels)
+    assert len(terms) == 13 and torch.allclose(loss, torch.stack(terms).mean(), atol=1e-6)
+    loss.backward()
+    assert ((logits.grad == 0) == (labels < 0)).all()
+    assert entity_bce(logits, torch.full_like(labels, -1)) == 0
+
+
+# ---------------------------------------------------------------- two processes
+
+
+N = 4  # records of each process
+
+
+def two_rank_inputs() -> dict[str, torch.Tensor]:
+    """8 records; the second process has far more ignored labels."""
+    inputs = batch(2 * N, seed=3)
+    inputs["entities"][N:, 1:] = -1
+    inputs["entities"][:N] = inputs["entities"][:N].abs()
+    return inputs
+
+
+def model_of(name: str):
+    """Nothing random and no BatchNorm in a step, so that two processes can equal one."""
+    if name == "kmerl":
+        return small(masked_leads=[0], segment_masking=0.0)
+    if name == "merl-vit":
+        return small(method="merl", encoder="vit", entity_head=True)
+    return small(method="supervised", masked_leads=[0], segment_masking=0.0)
+
+
+NAMES = ("kmerl", "merl-vit", "supervised")
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for name in NAMES:
+        model = DistributedDataParallel(model_of(name))
+        inputs = two_rank_inputs()
+        mine = {k: v if k == "queries" else v[rank * N : (rank + 1) * N] for k, v in inputs.items()}
+        out = model(**mine)
+        out.loss.backward()
+        gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        found[name] = {k: v.item() for k, v in out.items()}, gradients
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one_with_the_joined_batch(name, ranks):
+    model = model_of(name)
+    out = model(**two_rank_inputs())
+    out.loss.backward()
+    (terms0, grads0), (terms1, grads1) = ranks[0][name], ranks[1][name]
+    for key, value in out.items():
+        assert (terms0[key] + terms1[key]) / 2 == pytest.approx(value.item(), abs=1e-5), key
+    for key, p in model.named_parameters():
+        assert torch.allclose(grads0[key], grads1[key]), key
+        assert torch.allclose(grads0[key], p.grad, atol=1e-5), key
+        assert p.grad.abs().max() > 1e-4, key
+
+
+def test_the_gradient_through_other_ranks_features_counts():
+    """What MERL's public code leaves out: with gathered features as constants the gradient would be another one."""
+    a, b = unit_rows(8).requires_grad_(), unit_rows(8, seed=1)
+    info_nce(a, b, 0.07).backward()
+    local = torch.zeros(8, 8)
+    for rows in (slice(0, 4), slice(4, 8)):
+        x = a.detach().clone().requires_grad_()
+        known = torch.cat([x[rows] if rows.start == s else x[s : s + 4].detach() for s in (0, 4)])
+        target = torch.arange(8)[rows]
+        (F.cross_entropy(x[rows] @ b.T / 0.07, target) + F.cross_entropy(b[rows] @ known.T / 0.07, target)).backward()
+        local += x.grad / 2
+    assert (local - a.grad).abs().max() > 1e-2
