@@ -215,11 +215,9 @@ class LocalBackend:
         waiting = iter(statements)
         active: list[tuple[str, Dialogue, list[dict]]] = []
         while True:
-            for statement in waiting:
+            while len(active) < self.cfg.batch and (statement := next(waiting, None)) is not None:
                 steps = dialogue(statement, self.cfg.retries, self.cfg.verify)
                 active.append((statement, steps, next(steps)[0]))
-                if len(active) == self.cfg.batch:
-                    break
             if not active:
                 return
             replies = self._generate([messages for _, _, messages in active])
@@ -248,7 +246,11 @@ class LocalBackend:
 
 
 class EndpointBackend:
-    """Any endpoint that speaks the OpenAI chat-completions protocol, `workers` statements at a time."""
+    """Any endpoint that speaks the OpenAI chat-completions protocol, `workers` statements at a time.
+
+    The hub's client hands a JSON schema on in the form of the hub's own server (type json_object, the schema as
+    `value`): other servers see their plain JSON mode, one that refuses it is asked without. The check is ours anyway.
+    """
 
     def __init__(self, cfg: "ExtractConfig"):
         self.cfg, self.name = cfg, f"endpoint:{cfg.model}"
