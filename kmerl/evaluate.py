@@ -22,6 +22,7 @@ from kmerl import leads as lead_tools
 from kmerl.baselines import load
 from kmerl.config import Config, parse
 from kmerl.data import batches
+from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
 from kmerl.prep import Downstream, downstream_hash, prepare, prepare_tasks, text_encoder
 from kmerl.probe import out_of_fold, probe
@@ -146,10 +147,9 @@ def labels_table(downstream: dict[str, Downstream]) -> pd.DataFrame:
 
 
 def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict[str, list[int]]:
-    """Task -> per class 1 where its plain name is the name of a training entity (case and blanks aside), else 0."""
-    names = {" ".join(e.lower().split()) for e in entities}
+    """Task -> per class 1 where its name, as the dictionary reads it, is a training entity, else 0 (`is_seen`)."""
     return {
-        name: [int(" ".join(c.description.lower().split()) in names) for c in task.classes]
+        name: [int(is_seen(c.description, entities)) for c in task.classes]
         for release in downstream.values()
         for name, task in release.tasks.items()
     }

@@ -262,8 +262,6 @@ def main(args: Sequence[str] | None = None) -> Entities | pd.DataFrame:
     """Extract for a config and print counts and a sample of the audit, or measure the dictionary (--agreement)."""
     import sys
 
-    from rich.console import Console
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = list(sys.argv[1:] if args is None else args)
     if "--agreement" in args:
@@ -276,12 +274,11 @@ def main(args: Sequence[str] | None = None) -> Entities | pd.DataFrame:
     from kmerl.prep import prepare
 
     entities = prepare(parse(args)).entities
-    console = Console()
-    console.print(entities.counts)
-    console.print(f"most frequent of {len(entities.names)} entities: {', '.join(entities.names[:20])}")
+    print(entities.counts)
+    print(f"most frequent of {len(entities.names)} entities: {', '.join(entities.names[:20])}")
     audit = pd.read_parquet(entities.folder / "audit.parquet")
-    console.print(f"sample of {entities.folder / 'audit.parquet'}:")
-    console.print(audit.sample(min(5, len(audit)), random_state=0).to_string(index=False))
+    print(f"sample of {entities.folder / 'audit.parquet'}:")
+    print(audit.sample(min(5, len(audit)), random_state=0).to_string(index=False))
     return entities
 
 

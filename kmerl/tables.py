@@ -82,7 +82,8 @@ def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[s
     """rows: label -> {column key -> level}; columns: key -> heading. Absent cells are None."""
     shown = {k: h for k, h in columns.items() if any(k in cells for cells in rows.values())}
     body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
-    return {"id": table_id, "title": title, "columns": ["model", *shown.values()], "rows": body, "note": note or ABBREVIATED}
+    columns = ["model", *shown.values()]
+    return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or ABBREVIATED}
 
 
 def lead_set_table(scored: dict[str, Scored]) -> dict:

@@ -171,6 +171,17 @@ def test_normalisation():
     assert torch.equal(small(normalise="none").normalise(ecg), ecg)
 
 
+@pytest.mark.parametrize("rows", [(2, 3), tuple(range(12))])
+def test_zscore_over_available_leads(rows):
+    model, ecg, kept = small(normalise="available_zscore"), 3 + 2 * batch()["ecg"], leads(*rows)
+    some = model.normalise(ecg, kept)[:, kept]
+    assert torch.allclose(some.mean((1, 2)), torch.zeros(6), atol=1e-5)
+    assert torch.allclose(some.std((1, 2), correction=0), torch.ones(6), atol=1e-3)
+    each = model.normalise(ecg, kept.expand(6, -1))
+    assert torch.equal(each, model.normalise(ecg, kept))
+    assert (model.normalise(torch.full((2, 12, T), 3.0), kept) == 0).all()
+
+
 def test_training_sees_the_range_of_kept_leads_only():
     model, inputs, fed = small(masked_leads=[11], segment_masking=0.0), batch(), []
     model.encoder.tokens.linear.register_forward_hook(lambda _, args, out: fed.append(args[0]))
