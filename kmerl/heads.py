@@ -67,7 +67,9 @@ class CardiacQueryNetwork(nn.Module):
         memory = self.memory_norm(self.memory_linear(memory))
         for layer in self.layers:
             x = layer(x, memory, mask, seen)
-        return self.classifier(self.dropout(self.norm(x))).squeeze(-1)
+        x = self.dropout(self.norm(x))
+        with torch.autocast(x.device.type, enabled=False):  # logits of 8 bits would tie, and ties cost ranks
+            return self.classifier(x.float()).squeeze(-1)
 
     def attention(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """[B, Q, n]: how much a query looks at each token, averaged over heads and layers; rows sum to 1."""

@@ -250,11 +250,11 @@ class KmerlModel(EcgModel):
         return self.encoder.pool(*encode_all(self, ecg, leads))
 
     def scores(self, ecg, queries, leads: torch.Tensor | None = None) -> torch.Tensor:
-        """Zero-shot scores [B, Q] of queries [Q, d_text]: probabilities of the query network (cosines without one)."""
+        """Zero-shot scores [B, Q] of queries [Q, d_text]: logits of the query network (cosines without one)."""
         tokens, visible = encode_all(self, ecg, leads)
         if self.query_network is None:
             return self.cosines(self.ecg_projection(self.encoder.pool(tokens, visible)), queries)
-        return self.query_network(queries, tokens).sigmoid()
+        return self.query_network(queries, tokens)
 
     def attention(self, ecg, queries, leads: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """What each query looks at: weights [B, Q, n] (rows sum to 1), lead [n] (row of LEADS; -1 for joint tokens) and

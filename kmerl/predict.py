@@ -39,7 +39,7 @@ def attend(
     step = model.step_samples
     ecg = torch.from_numpy(np.ascontiguousarray(signal_mv[None, :, : signal_mv.shape[1] // step * step]))
     mask = torch.from_numpy(lead_mask(leads))
-    scores = model.scores(ecg, queries, mask)[0].float()
+    scores = model.scores(ecg, queries, mask)[0].float().sigmoid()
     weights, lead, segment = model.attention(ecg, queries, mask)
     found = {}
     for i, name in enumerate(names):
@@ -72,8 +72,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         parser.error(str(error))
     cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
     model = load(options.checkpoint).eval()
-    if getattr(model, "query_network", None) is None or not model.accepts_partial_leads:
-        parser.error(f"{options.checkpoint}: no K-MERL with a query network; take a run of method kmerl")
+    if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
+        parser.error(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")
     data = prepare(cfg)
     reports = data.records.store.records.report.iloc[data.rows].tolist()
     vectors = torch.from_numpy(text_encoder(cfg, reports)(names))

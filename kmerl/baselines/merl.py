@@ -105,10 +105,10 @@ class MerlModel(EcgModel):
         return self.encoder.pool(self.encoder(self.normalise(ecg, leads)))
 
     def scores(self, ecg, queries, leads: torch.Tensor | None = None) -> torch.Tensor:
-        """Zero-shot scores [B, Q] of queries [Q, d_text]: cosines; probabilities where there is an entity head."""
+        """Zero-shot scores [B, Q] of queries [Q, d_text]: cosines; logits where there is an entity head."""
         tokens = self.encoder(self.normalise(ecg, leads))
         if self.query_network is not None:
-            return self.query_network(queries, tokens).sigmoid()
+            return self.query_network(queries, tokens)
         return self.cosines(self.project(tokens)[0], queries)
 
 

@@ -52,5 +52,5 @@ class SupervisedModel(EcgModel):
         return self.encoder.pool(self.encoder(self.normalise(ecg, leads)))
 
     def scores(self, ecg, queries=None, leads: torch.Tensor | None = None) -> torch.Tensor:
-        """Probabilities of the classes [B, n_classes]; queries are not used: the head knows its classes by position."""
-        return self.head(self.features(ecg, leads)).sigmoid()
+        """Logits of the classes [B, n_classes]; queries are not used: the head knows its classes by position."""
+        return self.head(self.features(ecg, leads))

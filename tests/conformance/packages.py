@@ -15,6 +15,7 @@ class Package:
     train: tuple[str, ...]  # options of a small training run from scratch, without anything trained before
     no_norm: tuple[str, ...]  # the same without BatchNorm and dropout: one process must equal two
     blow_up: tuple[str, ...]  # a learning rate at which the loss cannot stay finite
+    joined: bool = False  # its loss compares records of a batch: one process must see the global batch at once
     frozen: tuple[str, ...] = ()  # a run that starts from {backbone}, another run's checkpoint, and freezes it
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
 
@@ -43,6 +44,7 @@ PACKAGES = {
             "--model.query_dropout=0",
         ),
         blow_up=("--train.lr=1e30",),
+        joined=True,
     ),
 }
 

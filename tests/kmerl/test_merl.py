@@ -131,7 +131,7 @@ def test_merl_scores_are_cosines():
     scaled = model.scores(inputs["ecg"], inputs["queries"], None) - scores
     assert scaled.abs().max() == 0
     entity = small(method="merl", entity_head=True).eval().scores(inputs["ecg"], inputs["queries"])
-    assert (entity > 0).all() and (entity < 1).all()
+    assert torch.isfinite(entity).all() and entity.std() > 0
 
 
 def test_uma_compares_two_views_of_one_embedding():

@@ -42,7 +42,7 @@ def test_shapes():
     out = step(model, **inputs)
     assert out.loss.shape == () and torch.allclose(out.loss, out.contrastive + out.entity)
     scores = model.scores(inputs["ecg"], inputs["queries"])
-    assert (scores > 0).all() and (scores < 1).all()
+    assert torch.isfinite(scores).all() and scores.std() > 0
 
 
 @pytest.mark.parametrize("overrides", [{}, {"tokens": "joint"}, {"p_full_leads": 1.0}, {"segment_masking": 0.0}])
@@ -278,7 +278,7 @@ def test_it_learns_a_lead_specific_mark():
         model(ecg, entities=y, queries=queries).loss.backward()
         optimizer.step()
     scores = model.eval().scores(ecg, queries)
-    assert ((scores > 0.5) == (y == 1)).float().mean() > 0.95
+    assert ((scores > 0) == (y == 1)).float().mean() > 0.95
 
 
 # ---------------------------------------------------------------- config, save and load
