@@ -7,12 +7,11 @@ README lists the values that the paper leaves unknown.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from shared.ecg.tasks import TASKS
-
 from kmerl.extract import ExtractConfig
 from kmerl.model import ModelConfig
 from kmerl.probe import ProbeConfig
 from kmerl.text import TextConfig
+from shared.ecg.tasks import TASKS
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
 
 

@@ -36,6 +36,8 @@ class Pretraining:
 
 def prepare(cfg: Config) -> Pretraining:
     """Pack, split, extract entities from the training reports, embed each distinct report and entity name once."""
+    if cfg.model.method == "supervised":
+        return labelled(cfg)
     tree = packed(cfg.data.dataset, cfg.data.fs_hz, cfg.data.simulate)
     split = with_split(tree, cfg.data.split, cfg.data.split_seed)
     table = split.records("train")
@@ -55,6 +57,29 @@ def prepare(cfg: Config) -> Pretraining:
         text_vectors=vectors(distinct.tolist()),
         text_of=text_of,
         data_hash=hash_of([split.data_hash, entities.names, hashlib.sha256(entities.labels.tobytes()).hexdigest()]),
+    )
+
+
+def labelled(cfg: Config) -> Pretraining:
+    """The training part of the one task that is also scored, in place of reports: supervised from scratch."""
+    if len(cfg.eval.tasks) != 1:
+        raise ValueError(f"a supervised model trains on one task: name it alone in eval.tasks, not {cfg.eval.tasks}")
+    name = cfg.eval.tasks[0]
+    release = prepare_tasks(cfg)[TASKS[name].dataset]
+    task, store = release.tasks[name], release.packed.store
+    row_of = dict(zip(store.records.record_id, range(len(store)), strict=True))
+    train = task.part_rows("train")
+    ids = {part: [task.record_ids[i] for i in task.part_rows(part)] for part in ("train", "val", "test")}
+    key = hash_of([list(release.packed.sha256.values()), ids, task.labels.tolist()])
+    none = np.zeros((1, 1), np.float32)  # no text takes part
+    return Pretraining(
+        records=Prepared(store, ids, key, key, release.packed.source),
+        rows=np.array([row_of[r] for r in ids["train"]]),
+        entities=Entities([c.description for c in task.classes], task.labels[train].astype(np.int8), {}),
+        entity_vectors=none,
+        text_vectors=none,
+        text_of=np.zeros(len(train), int),
+        data_hash=key,
     )
 
 

@@ -23,6 +23,7 @@ def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
     return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
 
 
+SUPERVISED = {"model.method": "supervised", "eval.tasks": ["ptb-xl-superclass"], "train.epochs": 26}
 REAL = {  # the PTB-XL records at hand: zero-shot on all of them, probes out of fold
     "eval.simulate": None,
     "eval.all_records": True,
@@ -51,6 +52,9 @@ EXPERIMENTS = {
     "merl-entities": Experiment(MERL | {"model.entity_head": True, "model.lead_masking": "random"}, MASKED),
     "merl-vit": Experiment(MERL | {"model.encoder": "vit"}, (ALL_LEADS, "partial/zero")),
     "permuted-entities": Experiment({"data.permute_entities": True, "model.contrastive_loss": 0}, LEADS),
+    # control: from scratch on the labels of one task; 26 epochs are as many updates as the laptop's pre-training
+    "supervised": Experiment(SUPERVISED, LEADS),
+    "supervised-resnet": Experiment(SUPERVISED | {"model.encoder": "resnet"}, (ALL_LEADS, "partial/zero")),
     # ablations (reference: Controls): lead tokens, spatial embedding, masking, losses
     "joint-tokens": Experiment({"model.tokens": "joint"}, LEADS),
     "no-lead-embedding": Experiment({"model.lead_embedding": False}, LEADS),

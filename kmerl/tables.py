@@ -149,6 +149,21 @@ def ablation_table(scored: dict[str, Scored]) -> dict:
     return level_table("ablations", "Ablations, zero-shot", columns, rows)
 
 
+def supervised_table(scored: dict[str, Scored]) -> dict:
+    """One task, because a supervised model knows no other."""
+    metric, rows = "auroc:ptb-xl-superclass", {}
+    names = {"K-MERL, zero-shot": "kmerl@{}", "MERL, zero-shot": "merl@{}/zero"}
+    names |= {"supervised, lead tokens": "supervised@{}", "supervised, ResNet18": "supervised-resnet@{}/zero"}
+    for label, pattern in names.items():
+        keys = {s: key_of(pattern, s) for s in ("I", "partial", ALL_LEADS)}
+        rows[label] = {s: scored[k].level(metric) for s, k in keys.items() if k in scored}
+    if not any(key.startswith("supervised") for key in scored):
+        rows = {}
+    columns = {"I": "lead I", "partial": "partial leads", ALL_LEADS: ALL_LEADS}
+    note = "AUROC of PTB-XL superclass; [95 % interval over patients and seeds]. Missing leads of ResNets are zero."
+    return level_table("supervised", "Zero-shot against supervised from scratch", columns, rows, note)
+
+
 def probe_table(scored: dict[str, Scored], cfg: Config) -> dict:
     rows = {}
     for label, name in {"K-MERL": "kmerl", "MERL-ResNet": "merl", "K-MERL, random weights": "random"}.items():
@@ -210,7 +225,13 @@ def protocol_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
 
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    found = [lead_set_table(scored), task_table(scored), count_table(scored), ablation_table(scored)]
+    found = [
+        lead_set_table(scored),
+        task_table(scored),
+        count_table(scored),
+        ablation_table(scored),
+        supervised_table(scored),
+    ]
     found += [probe_table(scored, cfg), real_table(scored), protocol_table(cfg, scored, facts)]
     found.append(run_table(facts, entities="n_entities", **{"distinct reports": "n_distinct_texts"}))
     return [table for table in found if table["rows"]]

@@ -93,7 +93,8 @@ def main(args: list[str] | None = None) -> Path:
     set_seed(cfg.seed)
     train_set = EcgTextDataset(data, cfg.data.permute_entities, cfg.seed)
     n_samples = round(cfg.data.fs_hz * cfg.data.seconds)
-    model = load(cfg.train.init) if cfg.train.init else build(cfg.model, n_samples, data.text_vectors.shape[1])
+    sizes = n_samples, data.text_vectors.shape[1], len(data.entities.names)
+    model = load(cfg.train.init) if cfg.train.init else build(cfg.model, *sizes)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and torch.cuda.is_available():  # statistics over the global batch, as on one GPU
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
