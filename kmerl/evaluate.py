@@ -21,7 +21,7 @@ from transformers.utils import logging
 from kmerl import leads as lead_tools
 from kmerl.baselines import load
 from kmerl.config import Config, parse
-from kmerl.data import batches
+from kmerl.data import batches, read_mv
 from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
 from kmerl.prep import Downstream, downstream_hash, prepare, prepare_tasks, text_encoder
@@ -65,6 +65,10 @@ class Evaluation:
             raise ValueError(
                 f"eval.inputs: {spec.name!r} needs a fill (such as {spec.name}/zero): the model takes 12 leads"
             )
+        if spec.fill.startswith(lead_tools.EINTHOVEN):  # completed leads are known, so they count for the range
+            known = mask | lead_tools.derivable(mask)
+        else:
+            known = mask
         half = self.cfg.eval.variant == "as_published" and dataset == "cpsc2018"
         out = None
         size = self.cfg.eval.batch
@@ -72,10 +76,10 @@ class Evaluation:
             if spec.control == "zeroed":
                 signal_mv = np.zeros_like(signal_mv)
             if spec.control == "permuted":
-                signal_mv = signal_mv[:, np.random.default_rng(self.cfg.seed).permutation(12)]
+                signal_mv = signal_mv[:, cycle(12, self.cfg.seed)]
             if filled:
                 signal_mv = lead_tools.fill(signal_mv, mask, spec.fill or "zero", self.training_mean)
-            ecg, leads = torch.from_numpy(signal_mv).to(device), torch.from_numpy(mask).to(device)
+            ecg, leads = torch.from_numpy(signal_mv).to(device), torch.from_numpy(known).to(device)
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.bf16)
             with autocast:
                 if what == "features":
@@ -86,8 +90,7 @@ class Evaluation:
             out = np.zeros((len(rows), values.shape[1]), np.float32) if out is None else out
             out[positions] = values
         if spec.control == "shuffled":
-            order = np.random.default_rng(self.cfg.seed).permutation(len(rows))
-            out = out[np.roll(order, 1)[np.argsort(order)]]  # a cycle: nobody keeps its own ECG
+            out = out[cycle(len(rows), self.cfg.seed)]
         return out
 
     def tables(self, spec: Input) -> list[pd.DataFrame]:
@@ -121,7 +124,12 @@ class Evaluation:
             start += len(task.classes)
             if spec.kind == "oof":
                 records = self.downstream[dataset].packed.store.records.set_index("record_id")
-                runs = {spec.name: (index, out_of_fold(x, task.labels, records.fold.loc[task.record_ids], cfg).scores)}
+                runs = {
+                    spec.name: (
+                        index,
+                        out_of_fold(x, task.labels, records.fold.loc[list(task.record_ids)].to_numpy(), cfg).scores,
+                    )
+                }
             else:
                 parts = {p: task.part_rows(p) for p in ("val", "test")}
                 runs = {}
@@ -136,8 +144,14 @@ class Evaluation:
         return found
 
 
+def cycle(n: int, seed: int) -> np.ndarray:
+    """A seeded permutation [n] that leaves nothing in its place (for n > 1)."""
+    order = np.random.default_rng(seed).permutation(n)
+    return np.roll(order, 1)[np.argsort(order)]
+
+
 def labels_table(downstream: dict[str, Downstream]) -> pd.DataFrame:
-    """One row per task and record of its validation or test part: dataset, task, id, part, reference (list of 0/1)."""
+    """One row per task and record: dataset, task, id, part, reference (list of 0/1, one per class)."""
     found = []
     for dataset, release in downstream.items():
         for name, task in release.tasks.items():
@@ -168,18 +182,19 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, list[str]]:
         )
         for dataset, r in downstream.items()
     }
-    some = rows[: 1000 * (len(rows) // 1000 or 1)][:: max(1, len(rows) // 1000)]
-    mean = np.mean([store.signal_mv(int(i)).mean(1) for i in some], axis=0)
+    n_samples = round(cfg.data.fs_hz * cfg.data.seconds)
+    mean = lead_tools.lead_means(read_mv(store, rows[:: max(1, len(rows) // 1000)], n_samples))  # a thousand will do
     return Evaluation(cfg, model, downstream, queries, mean), data.entities.names
 
 
-def evaluation_hash(cfg: Config, data_hash: str, checkpoint: Path) -> str:
-    """Identifies weights, data and inputs. Raises ValueError where the run's weights are another config's."""
+def evaluation_hash(cfg: Config, evaluation: Evaluation, data_hash: str, checkpoint: Path) -> str:
+    """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's."""
     trained = json.loads((checkpoint.parent / "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
-    return hash_of([content, data_hash, cfg.seed])
+    queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
+    return hash_of([content, data_hash, queries, cfg.seed])
 
 
 def predictions(cfg: Config, evaluation: Evaluation, parts: Path) -> pd.DataFrame:
@@ -208,7 +223,10 @@ def main(args: list[str] | None = None) -> Path:
     start = time.perf_counter()
     evaluation, entities = setup(cfg, checkpoint)
     data_hash = downstream_hash(evaluation.downstream)
-    identity = {"evaluation_hash": evaluation_hash(cfg, data_hash, checkpoint), "scored_by": [cfg.eval.n_boot]}
+    identity = {
+        "evaluation_hash": evaluation_hash(cfg, evaluation, data_hash, checkpoint),
+        "scored_by": [cfg.eval.n_boot],
+    }
     if file.exists() and identity.items() <= json.loads(file.read_text()).items():
         return cfg.run_dir
 

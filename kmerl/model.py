@@ -211,7 +211,9 @@ class EcgModel(PreTrainedModel):
         return info_nce(unit(projected), unit(self.text_projection(text)), self.cfg.temperature)
 
     def cosines(self, projected: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        return unit(projected) @ unit(self.text_projection(queries)).T
+        a, b = unit(projected), unit(self.text_projection(queries))
+        with torch.autocast(a.device.type, enabled=False):  # as the loss computes them
+            return a @ b.T
 
     def total(self, **terms: torch.Tensor) -> EcgOutput:
         """L = sum of the losses by their weights (M7: plain sum)."""

@@ -59,6 +59,10 @@ def items_of(rows: pd.DataFrame, labels: pd.DataFrame) -> tuple[np.ndarray, np.n
             ids += [f"{task}:{i}" for i in scored.id]
             patients += [f"{dataset}:{p}" for p in chosen.patient]
             n += len(scored)
+        if start != len(table.prediction.iloc[0]):
+            raise ValueError(
+                f"{dataset}: {len(table.prediction.iloc[0])} scores a record, {start} classes in the labels"
+            )
     return np.array(ids), np.array(patients), parts
 
 
@@ -115,7 +119,8 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
                 ids, _, _ = items_of(rows, labels[data_hash])
                 found, patients = metrics_of(rows, labels[data_hash], run["seen"])
                 folds = 10 if kind.startswith("oof:") else 1
-                new = Scored({}, ids, patients, run["source"], data_hash, folds)
+                n_records = len(rows[["dataset", "id"]].drop_duplicates())
+                new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
                 entry = scored.setdefault(f"{name}@{kind}", new)
                 if not np.array_equal(entry.ids, ids) or entry.data_hash != data_hash:
                     raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
@@ -137,18 +142,13 @@ def means(scored: dict[str, Scored]) -> dict[str, Scored]:
             groups.setdefault(f"{name}@{group.split('-')[0]} random{slash}{fill}", []).append(entry)
         elif kind.startswith("probe:"):
             groups.setdefault(f"{name}@{kind.split(' #')[0]}", []).append(entry)
-    found = {key: mean_of(entries) for key, entries in groups.items() if len(entries) in (1, *_whole(key, entries))}
+    found = {k: mean_of(e) for k, e in groups.items() if "@partial" not in k or len(e) == len(PARTIAL)}
     counts: dict[str, list[Scored]] = {}
     for key, entry in found.items():
         name, kind = key.split("@")
         if kind.split("/")[0].endswith(" random"):
             counts.setdefault(f"{name}@random{kind[kind.index(' random') + 7 :]}", []).append(entry)
     return found | {key: mean_of(entries) for key, entries in counts.items() if len(entries) == 11}
-
-
-def _whole(key: str, entries: list[Scored]) -> tuple[int, ...]:
-    """A mean over the clinical sets is one over all of them; of random sets and draws there may be any number."""
-    return (len(PARTIAL),) if "@partial" in key else (len(entries),)
 
 
 def mean_of(entries: list[Scored]) -> Scored:
@@ -161,4 +161,5 @@ def mean_of(entries: list[Scored]) -> Scored:
     if len(n_seeds) != 1:
         raise ValueError(f"a mean over inputs needs the same seeds in each, found {sorted(n_seeds)}")
     scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
-    return Scored(scores, first.ids, first.patients, first.source, first.data_hash, first.n_folds)
+    base = first.ids, first.patients, first.source, first.data_hash, first.n_folds
+    return Scored(scores, *base, n_records=first.n_records)

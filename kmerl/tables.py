@@ -61,13 +61,13 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
         "kmerl@12 leads~permuted": "every lead in another lead's place at test time",
         "random-init@12 leads": "K-MERL before training",
         "permuted-entities@12 leads": "trained on the entity labels of other records",
-        "merl@12 leads~shuffled": "MERL, another record's ECG (against K-MERL)",
+        "merl@12 leads~shuffled": "MERL, another record's ECG (against MERL)",
     }
     rows = []
     for key, note in notes.items():
         if key in scored and "kmerl@12 leads" in scored:
             entry = scored[key]
-            difference = compare("auroc", "kmerl", key)
+            difference = compare("auroc", "merl" if key.startswith("merl@") else "kmerl", key)
             name = key.replace("@12 leads", "").replace("~", "-")
             rows.append(control(name, "auroc", entry.level("auroc"), difference, data=describe(entry), note=note))
     for name in ("real-kmerl", "real-random"):
@@ -111,10 +111,9 @@ def task_table(scored: dict[str, Scored]) -> dict:
             rows[label] = {m: scored[key].level(m) for m in scored[key].scores}
             columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in scored[key].scores}
     note = (
-        ABBREVIATED
-        + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name is, or is "
+        ABBREVIATED + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name, as the "
     )
-    note += "not, the name of a training entity (case and blanks aside)."
+    note += "dictionary of kmerl/entities.yaml reads it, stands for training entities only, or does not."
     return level_table("tasks", "Zero-shot per task, 12 leads", columns, rows, note)
 
 

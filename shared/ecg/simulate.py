@@ -249,14 +249,15 @@ def _leads(flags: Flags, patients: Patients, seeds, noise: NoiseLevels, fs_hz: f
 def simulate_chunk(profile: str, seed: int, chunk: int, fs_hz: float = 500.0) -> Simulated:
     """Records chunk * CHUNK ... of a hospital."""
     hospital = _profile(profile)
-    rng = np.random.default_rng([seed, chunk, 0])
+    seeds = _stream(profile, seed, chunk)
+    rng = np.random.default_rng([*seeds, 0])
     new_person = rng.random(CHUNK) >= hospital.repeat
     new_person[0] = True
     person = np.cumsum(new_person) - 1
     present, strength = _draw_findings(hospital, person, rng)
     patients = draw_patients(CHUNK, hospital.age_mean, rng).take(person)
     wording = rng.integers(0, 2**31, CHUNK)
-    signal_mv, measures = _leads(Flags(NAMES, present, strength), patients, (seed, chunk), hospital.noise, fs_hz)
+    signal_mv, measures = _leads(Flags(NAMES, present, strength), patients, seeds, hospital.noise, fs_hz)
     findings = [[NAMES[j] for j in np.flatnonzero(row)] for row in present]
     patient = chunk * CHUNK + person
     return Simulated(
@@ -306,6 +307,12 @@ def conditions() -> dict:
             row[0, NAMES.index("inferior_mi")] = True
         with_finding[name] = [NAMES[j] for j in np.flatnonzero(make_compatible(row)[0])]
     return with_finding
+
+
+def _stream(profile: str, seed: int, chunk: int) -> tuple[int, ...]:
+    """Seeds of a chunk: hospitals share no random numbers, so that record i of one is nobody of another's."""
+    number = list(PROFILES).index(profile)
+    return (seed, chunk, 100 + number) if number else (seed, chunk)  # the first hospital keeps its old stream
 
 
 def _profile(name: str) -> Profile:

@@ -25,7 +25,7 @@ import yaml
 from shared.ecg.codes import CSN_CONDITIONS
 from shared.ecg.record import EcgReadError
 from shared.ecg.splits import N_FOLDS, PARTS
-from shared.ecg.task_splits import by_rule, permutation, published_members, published_tables
+from shared.ecg.task_splits import by_rule, find_splits, permutation, published_members, published_tables
 from shared.ecg.wfdb_io import read_table
 
 VARIANTS = ("corrected", "as_published")
@@ -322,7 +322,10 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m shared.ecg.tasks", description=__doc__.split("\n")[0])
     default = Path(os.environ.get("DATA_ROOT", "data/official"))
     parser.add_argument("--root", type=Path, default=default, help="DATA_ROOT: releases and published files by name")
-    print(report(parser.parse_args(argv).root))
+    root = parser.parse_args(argv).root
+    if find_splits(root) is None:
+        parser.exit(message=f"{root}: no published split files; fetch them with `make data-merl-splits`\n")
+    print(report(root))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ class Scored:
     data_hash: str
     n_folds: int = 1
     tables: list[pd.DataFrame] = field(default_factory=list)  # predictions, per seed
+    n_records: int = 0  # where it is not the number of items: a record that serves several tasks is several
     _levels: dict = field(default_factory=dict)
 
     def metric(self, name: str) -> list[Metric]:
@@ -138,7 +139,7 @@ def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, the
 
 def describe(entry: Scored) -> str:
     """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
-    size = f"{len(set(entry.ids))} records of {len(set(entry.patients))} patients"
+    size = f"{entry.n_records or len(entry.ids)} records of {len(set(entry.patients))} patients"
     name = "simulated" if entry.source == "simulated" else entry.source.upper()
     return f"{name}, {size}" + (", out of fold" if entry.n_folds > 1 else "")
 

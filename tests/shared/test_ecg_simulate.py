@@ -1,6 +1,7 @@
 """The ECG simulator: its numbers, which findings it draws, and what it writes (reports, official files, paper)."""
 
 import hashlib
+import itertools
 import os
 import re
 import time
@@ -318,3 +319,14 @@ def test_draw_ecg_on_paper(tmp_path):
 @pytest.mark.slow
 def test_contact_sheet_shows_every_finding(tmp_path):
     assert contact_sheet(tmp_path / "sheet.png").stat().st_size > 1_000_000
+
+
+def test_hospitals_share_no_random_numbers():
+    """Equal seeds, another hospital: neither the same waveforms nor the same strengths at the same place."""
+    drawn = {name: simulate(64, name, seed=2, fs_hz=100) for name in PROFILES}
+    for a, b in itertools.combinations(drawn, 2):
+        x, y = (drawn[name].signal_mv[:, 1] for name in (a, b))
+        same = np.array([np.corrcoef(p, q)[0, 1] for p, q in zip(x, y, strict=True)])
+        assert (same > 0.9).sum() <= 1, (a, b)  # two regular rhythms may fall together by chance
+        assert not np.allclose(drawn[a].strength, drawn[b].strength)
+        assert not set(drawn[a].wording) & set(drawn[b].wording)
