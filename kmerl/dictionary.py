@@ -199,10 +199,3 @@ def is_seen(class_name: str, vocabulary: list[str]) -> bool:
     """Is a class among the training entities: by its very name, or by all entities that the name stands for?"""
     known = entities_of(class_name)
     return class_name in vocabulary or (bool(known) and set(known) <= set(vocabulary))
-
-
-def is_read(statement: str) -> bool:
-    """Does the dictionary know any phrase in the statement, be it one without an entity?"""
-    lexicon = dictionary().lexicon
-    parts = phrases.sentences(phrases.normalise(statement, lexicon))
-    return any(phrases.read_sentence(lexicon, sentence) for _, sentence in parts)

@@ -95,7 +95,7 @@ def six_task_auroc(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_posit
     """The headline: mean over tasks of the macro AUROC, every task weighing the same (`task_mean`).
 
     parts: task -> (labels, scores), each [n_task, C_task]; columns that are NaN do not count. The items are those of
-    ALL tasks joined in the order of `parts`, in which `task_patients` gives their patients. A task without a class of
+    ALL tasks joined in the order of `parts`, and so are the patients (`scoring.items_of`). A task without a class of
     `min_positives` adds nothing to the mean, see `usable_tasks`; ValueError where none has one.
     """
     if not usable_tasks(parts, min_positives):
@@ -109,15 +109,6 @@ def six_task_auroc(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_posit
 def usable_tasks(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_positives: int = 1) -> list[str]:
     """Tasks with a scored class that has at least `min_positives` positives and a negative: those in the mean."""
     return [task for task, (labels, scores) in parts.items() if len(_columns(labels, scores, min_positives))]
-
-
-def task_patients(parts: Mapping[str, tuple[str, Sequence]]) -> np.ndarray:
-    """Patients of the joined items of all tasks, from task -> (data set, patient ids of the task's items).
-
-    Two tasks of one data set share its patients, so that a draw takes a patient with the items of all its tasks; equal
-    ids of two data sets stay two patients.
-    """
-    return np.array([f"{dataset}/{patient}" for dataset, patients in parts.values() for patient in patients])
 
 
 def _columns(labels: np.ndarray, scores: np.ndarray, min_positives: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from kmerl.protocols import (
     best_f1_thresholds,
     six_task_auroc,
     task_metrics,
-    task_patients,
     usable_tasks,
 )
 from shared.metrics.interval import bootstrap_values, difference
@@ -107,9 +106,9 @@ def test_the_mean_over_tasks_weighs_tasks_equally():
         six_task_auroc({"none": parts["none"]})
 
 
-def test_patients_are_shared_between_tasks_of_one_data_set_only():
-    ids = {"super": ("ptb-xl", [1, 2, 2]), "rhythm": ("ptb-xl", [2, 3]), "cpsc": ("cpsc2018", [1])}
-    assert task_patients(ids).tolist() == ["ptb-xl/1", "ptb-xl/2", "ptb-xl/2", "ptb-xl/2", "ptb-xl/3", "cpsc2018/1"]
+def task_patients(parts):
+    """Patients of the joined items, from task -> (data set, patients of the task's items), as `items_of` names them."""
+    return [f"{dataset}:{patient}" for dataset, patients in parts.values() for patient in patients]
 
 
 def test_records_in_two_tasks_are_resampled_together():
