@@ -178,20 +178,20 @@ def real_table(scored: dict[str, Scored]) -> dict:
     """The real records: zero-shot, and probes out of fold."""
     names = {"K-MERL": ("kmerl", ""), "MERL, zero fill": ("merl", "/zero")}
     names |= {"MERL trained with masked leads": ("masked", "/zero"), "K-MERL, random weights": ("random", "")}
-    rows, data = {}, ""
+    rows, data = {}, {}
     for label, (name, fill) in names.items():
         for run, kind in ((f"real-{name}", ""), (f"real-probe-{name}", "oof:")):
             cells = {}
             for lead_set in CLINICAL_SETS:
                 key = f"{run}@{kind}{lead_set}{fill if lead_set != ALL_LEADS else ''}"
                 if key in scored:
-                    cells[lead_set], data = scored[key].level("auroc"), describe(scored[key])
+                    cells[lead_set], data[kind] = scored[key].level("auroc"), describe(scored[key])
             rows[f"{label}, {'probe (superclass)' if kind else 'zero-shot'}"] = cells
     note = (
-        ABBREVIATED + " Zero-shot: mean over the four PTB-XL tasks, nothing tuned on real records. Probe: superclass, "
+        f"{ABBREVIATED} Zero-shot ({data.get('', 'not run')}): mean over the four PTB-XL tasks, nothing tuned on real "
     )
-    note += "ten-fold out of fold over the official folds. Encoders pre-trained on simulated records."
-    return level_table("real", f"Real ECGs: {data}", {s: s for s in CLINICAL_SETS}, rows, note)
+    note += f"records. Probe ({data.get('oof:', 'not run')}): superclass. Encoders pre-trained on simulated records."
+    return level_table("real", "Real ECGs of PTB-XL", {s: s for s in CLINICAL_SETS}, rows, note)
 
 
 def protocol_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
