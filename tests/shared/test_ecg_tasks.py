@@ -226,11 +226,12 @@ def test_few_label_draws(cpsc, tmp_path):
         data.part_rows("dev")
 
 
-def test_missing_and_broken_published_files(cpsc, tmp_path):
+def test_missing_and_broken_published_files(cpsc, tmp_path, capsys):
     records, folder, _ = cpsc
     assert find_splits(tmp_path) is None
-    with pytest.raises(FileNotFoundError, match="data-merl-splits"):
+    with pytest.raises(SystemExit):
         main(["--root", str(tmp_path)])
+    assert "make data-merl-splits" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"chapman_train\.csv, "):
         load_task("csn", records, tmp_path, splits=folder)
     test = pd.read_csv(folder / "icbeb/icbeb_test.csv")
@@ -263,7 +264,7 @@ def drawn_codes():
             codes["cpsc2018"].append(simulate_codes.cpsc_codes(findings))
             csn = simulate_codes.csn_codes(findings, measures["wenckebach"][i] > 0, signals_mv[i], fs_hz)
             codes["chapman-shaoxing-ningbo"].append(csn)
-    batch = simulate.simulate(192, "chapman-shaoxing-ningbo", 0, fs_hz)  # patients with a turned heart, both blocks
+    batch = simulate.simulate(1024, "chapman-shaoxing-ningbo", 0, fs_hz)  # patients with a turned heart, both blocks
     for i, findings in enumerate(batch.findings):
         for wenckebach in (False, True):
             csn = simulate_codes.csn_codes(findings, wenckebach, batch.signal_mv[i], fs_hz)
