@@ -45,7 +45,7 @@ rescore-%: .venv/.ready  ## rescore-<paper>: every number again from the committ
 	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml --rescore
 
 plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at paper scale, without a GPU
-	$(PY) -m $*.plan
+	$(PY) -m $*.plan --config $*/configs/paper.yaml
 
 DATA_meit := mimic-iv-ecg ptb-xl
 DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
