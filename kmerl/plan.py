@@ -47,7 +47,7 @@ class PlanConfig:
         peak_tflops: bf16 peak of a GPU by its name.
         utilisation: share of the peak that such small models reach.
         read_gb_s: rate at which packed signals arrive at the node, disk or page cache.
-        unique_statements: different statements of the reports; an assumption; `python -m kmerl.extract` prints the number.
+        unique_statements: of the reports, an assumption; `python -m kmerl.extract` prints the number.
         llm_billions: parameters of the extracting language model, in 1e9.
         llm_tokens: prompt and answer of one call.
         llm_calls: per statement: extraction and verification.
