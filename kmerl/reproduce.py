@@ -7,7 +7,6 @@ from kmerl import tables
 from kmerl.config import Config
 from kmerl.inputs import ALL_LEADS
 from kmerl.prep import prepare, prepare_tasks
-from kmerl.scoring import score_all
 from shared.runs import engine, evidence
 from shared.runs.config import data_root
 from shared.runs.paper import Experiment, Paper
@@ -119,18 +118,6 @@ class Kmerl(Paper):
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         tables.draw_attention_cases(cfg, names)
-
-    def score_all(self, cfg: Config, facts: dict) -> dict:
-        return score_all(cfg, facts)
-
-    def controls(self, cfg: Config, scored: dict) -> list[dict]:
-        return tables.controls(scored, lambda *sides: evidence.compare(self, scored, *sides))
-
-    def tables(self, cfg: Config, scored: dict, facts: dict) -> list[dict]:
-        return tables.tables(cfg, scored, facts)
-
-    def draw(self, cfg: Config, card: dict, scored: dict, facts: dict) -> list[dict]:
-        return tables.draw(cfg, card, scored, facts)
 
 
 KMERL = Kmerl()

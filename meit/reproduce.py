@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from meit import tables
 from meit.cases import draw_cases
 from meit.config import Config
 from meit.prep import prepare
-from meit.scoring import score_all
 from shared.runs import engine, evidence
 from shared.runs.config import data_root
 from shared.runs.paper import Experiment, Paper
@@ -119,18 +117,6 @@ class Meit(Paper):
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         draw_cases(cfg, names)
-
-    def score_all(self, cfg: Config, facts: dict) -> dict:
-        return score_all(cfg, facts)
-
-    def controls(self, cfg: Config, scored: dict) -> list[dict]:
-        return tables.controls(scored, lambda *sides: evidence.compare(self, scored, *sides))
-
-    def tables(self, cfg: Config, scored: dict, facts: dict) -> list[dict]:
-        return tables.tables(cfg, scored, facts)
-
-    def draw(self, cfg: Config, card: dict, scored: dict, facts: dict) -> list[dict]:
-        return tables.draw(cfg, card, scored, facts)
 
     def unmet(self, claim: dict, scored: dict) -> str | None:
         ours = scored[evidence.entry_name(self, evidence.claim_pairs(claim)[0][0])]

@@ -4,6 +4,7 @@
 every number from that folder alone.
 """
 
+import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,12 +171,14 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
     if not (out / "runs.json").exists():
         raise SystemExit(f"{out}: no results; run `make reproduce-{paper.name} TIER={cfg.tier}` first")
     facts = json.loads((out / "runs.json").read_text())
-    scored = paper.score_all(cfg, facts)
+    scoring, tables = (importlib.import_module(f"{paper.name}.{module}") for module in ("scoring", "tables"))
+    scored = scoring.score_all(cfg, facts)
     run = {k: facts[k] for k in ("commit", "wall_s", "peak_rss_mb", "seeds", "environment")}
     due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
-    parts = {"controls": paper.controls(cfg, scored), "tables": paper.tables(cfg, scored, facts)}
+    controls = tables.controls(scored, lambda *sides: compare(paper, scored, *sides))
+    parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
-    figures = paper.draw(cfg, card, scored, facts)
+    figures = tables.draw(cfg, card, scored, facts)
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts, figures=figures)
     scorecard.write(card, out / "scorecard.json")
     page = write_reproduction(paper, cfg, claims)

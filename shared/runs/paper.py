@@ -1,5 +1,6 @@
 """What a paper says of itself, so that the engine can run and score it: one subclass in `<paper>/reproduce.py`."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,11 @@ class Experiment:
     folds: int = 0  # out-of-fold over the official folds: one run per fold, predictions pooled
 
 
-class Paper:
-    """The names and the few choices in which papers differ. `<name>.train` and `<name>.evaluate` are its entry points.
+class Paper(ABC):
+    """The names and the few choices in which papers differ. Found by name, the same in every package: the entry points
+    `train` and `evaluate`; `scoring.score_all(cfg, facts)`, which maps `name@input` to `evidence.Scored` from the results
+    folder; `tables.controls(scored, compare)`, `tables.tables(cfg, scored, facts)` and `tables.draw(cfg, card, scored,
+    facts)`, which returns file and caption of all figures.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
     """
@@ -51,9 +55,9 @@ class Paper:
         """Config keys of every run of an experiment, before its own overrides."""
         return {}
 
+    @abstractmethod
     def prepare(self, cfg: RunConfig) -> None:
         """Data of one run, before workers start, so that no two make them."""
-        raise NotImplementedError
 
     def same_data(self, cfg: RunConfig) -> str:
         """Runs with the same text need `prepare` only once."""
@@ -66,20 +70,6 @@ class Paper:
 
     def pictures(self, cfg: RunConfig, names: list[str]) -> None:
         """Figures that need signals or weights, drawn while `runs/` and the data are there."""
-
-    def score_all(self, cfg: RunConfig, facts: dict) -> dict:
-        """`name@input` -> `evidence.Scored`, from the results folder. facts: `runs.json`."""
-        raise NotImplementedError
-
-    def controls(self, cfg: RunConfig, scored: dict) -> list[dict]:
-        raise NotImplementedError
-
-    def tables(self, cfg: RunConfig, scored: dict, facts: dict) -> list[dict]:
-        raise NotImplementedError
-
-    def draw(self, cfg: RunConfig, card: dict, scored: dict, facts: dict) -> list[dict]:
-        """Figures from scores alone; returns file and caption of all figures of the folder."""
-        raise NotImplementedError
 
     def unmet(self, claim: dict, scored: dict) -> str | None:
         """Why a claim cannot be measured although its runs are there (no judge, say)."""
