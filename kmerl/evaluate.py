@@ -13,47 +13,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from rich.progress import track
 from transformers.utils import logging
 
 from kmerl import leads as lead_tools
 from kmerl.baselines import load
 from kmerl.config import Config, parse
-from kmerl.data import batches, read_mv
 from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
-from kmerl.prep import Downstream, downstream_hash, prepare, prepare_tasks, text_encoder
-from kmerl.probe import out_of_fold, probe
+from kmerl.prep import prepare, prepare_tasks, text_encoder
 from kmerl.prompts import class_texts
-from kmerl.scoring import metrics_of
-from shared.metrics.interval import interval
+from kmerl.scoring import seen_or_not
+from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table, read_mv
 from shared.metrics.scorecard import dumps
 from shared.runs.config import hash_of
 from shared.runs.facts import commit
+from shared.runs.tasks import TaskEvaluation, cycle, predict_all, summary_of
 
 
 @dataclass
-class Evaluation:
+class Evaluation(TaskEvaluation):
     """A model with all it is scored on."""
 
-    cfg: Config
-    model: torch.nn.Module
-    downstream: dict[str, Downstream]
     queries: dict[str, torch.Tensor]  # data set -> vectors [n_slots, d_text], classes of its tasks in order
     training_mean: np.ndarray  # [12] mV, of the pre-training leads
 
     @property
     def n_samples(self) -> int:
         return round(self.cfg.data.fs_hz * self.cfg.data.seconds)
-
-    def rows(self, dataset: str, spec: Input) -> pd.DataFrame:
-        """Records scored: of the test part, of all parts, or of validation; with a column `part` of the first task."""
-        release = self.downstream[dataset]
-        if self.cfg.eval.all_records or spec.kind:
-            return release.rows(("train", "val", "test"))
-        return release.rows(("val",) if spec.control == "val" else ("test",))
 
     @torch.inference_mode()
     def run(self, dataset: str, rows: np.ndarray, spec: Input, what: str) -> np.ndarray:
@@ -93,72 +80,6 @@ class Evaluation:
             out = out[cycle(len(rows), self.cfg.seed)]
         return out
 
-    def tables(self, spec: Input) -> list[pd.DataFrame]:
-        """Predictions of one input, one table per data set (and per ratio and draw of a probe)."""
-        found = []
-        for dataset in self.downstream:
-            rows = self.rows(dataset, spec)
-            if not len(rows):
-                continue
-            if spec.kind:
-                features = self.run(dataset, rows.row.to_numpy(), spec, "features")
-                scored = self.probes(dataset, rows, features, spec)
-            else:
-                scored = {spec.name: self.run(dataset, rows.row.to_numpy(), spec, "scores")}
-            for name, values in scored.items():
-                kept = rows[~np.isnan(values).all(1)]
-                table = pd.DataFrame({"dataset": dataset, "id": kept.record_id, "patient": kept.patient_id})
-                table["split"], table["input"] = "val" if spec.control == "val" else "test", name
-                table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
-                found.append(table)
-        return found
-
-    def probes(self, dataset: str, rows: pd.DataFrame, features: np.ndarray, spec: Input) -> dict[str, np.ndarray]:
-        """name -> scores [n, n_slots], NaN where a record is not scored; tasks are probed apart, on one feature."""
-        cfg, found = self.cfg.eval.probe, {}
-        place = {r: i for i, r in enumerate(rows.record_id)}
-        start, n_slots = 0, len(self.queries[dataset])
-        for task in self.downstream[dataset].tasks.values():
-            index = np.array([place[r] for r in task.record_ids])
-            x, slots = features[index], slice(start, start + len(task.classes))
-            start += len(task.classes)
-            if spec.kind == "oof":
-                records = self.downstream[dataset].packed.store.records.set_index("record_id")
-                runs = {
-                    spec.name: (
-                        index,
-                        out_of_fold(x, task.labels, records.fold.loc[list(task.record_ids)].to_numpy(), cfg).scores,
-                    )
-                }
-            else:
-                parts = {p: task.part_rows(p) for p in ("val", "test")}
-                runs = {}
-                for ratio in cfg.ratios:
-                    for draw in range(cfg.draws if ratio < 1 else 1):
-                        train = task.few_label_rows(ratio, draw or None)  # draw 0: the published subset
-                        scores = probe(x, task.labels, parts | {"train": train}, cfg).scores
-                        runs[f"{spec.name} {ratio:g} #{draw}"] = (index[parts["test"]], scores)
-            for name, (where, scores) in runs.items():
-                values = found.setdefault(name, np.full((len(rows), n_slots), np.nan, np.float32))
-                values[where, slots] = scores
-        return found
-
-
-def cycle(n: int, seed: int) -> np.ndarray:
-    """A seeded permutation [n] that leaves nothing in its place (for n > 1)."""
-    order = np.random.default_rng(seed).permutation(n)
-    return np.roll(order, 1)[np.argsort(order)]
-
-
-def labels_table(downstream: dict[str, Downstream]) -> pd.DataFrame:
-    """One row per task and record: dataset, task, id, part, reference (list of 0/1, one per class)."""
-    found = []
-    for dataset, release in downstream.items():
-        for name, task in release.tasks.items():
-            table = pd.DataFrame({"dataset": dataset, "task": name, "id": task.record_ids, "part": task.part})
-            found.append(table.assign(reference=list(task.labels)))
-    return pd.concat(found, ignore_index=True)
-
 
 def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict[str, list[int]]:
     """Task -> per class 1 where its name, as the dictionary reads it, is a training entity, else 0 (`is_seen`)."""
@@ -197,21 +118,6 @@ def evaluation_hash(cfg: Config, evaluation: Evaluation, data_hash: str, checkpo
     return hash_of([content, data_hash, queries, cfg.seed])
 
 
-def predictions(cfg: Config, evaluation: Evaluation, parts: Path) -> pd.DataFrame:
-    """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot)."""
-    specs = expand(cfg.eval.inputs, cfg.eval.n_random_sets)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    parts.mkdir(parents=True, exist_ok=True)
-    files = [parts / f"{hashlib.sha256(s.name.encode()).hexdigest()[:16]}.parquet" for s in specs]
-    mine = [(s, f) for i, (s, f) in enumerate(zip(specs, files, strict=True)) if i % world == rank and not f.exists()]
-    for spec, file in track(mine, description=f"scoring {cfg.experiment}", disable=not os.isatty(2)):
-        pd.concat(evaluation.tables(spec), ignore_index=True).to_parquet(file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").rename(file)
-    while not all(f.exists() for f in files):  # other processes still write theirs
-        time.sleep(1)
-    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
-
-
 def main(args: list[str] | None = None) -> Path:
     """Score all inputs; returns the run's folder. A finished evaluation is not run again."""
     logging.set_verbosity_error()
@@ -230,7 +136,8 @@ def main(args: list[str] | None = None) -> Path:
     if file.exists() and identity.items() <= json.loads(file.read_text()).items():
         return cfg.run_dir
 
-    table = predictions(cfg, evaluation, cfg.run_dir / f"parts-{identity['evaluation_hash']}")
+    specs = expand(cfg.eval.inputs, cfg.eval.n_random_sets)
+    table = predict_all(evaluation, specs, cfg.run_dir / f"parts-{identity['evaluation_hash']}")
     if int(os.environ.get("RANK", 0)):
         return cfg.run_dir
     table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
@@ -238,15 +145,8 @@ def main(args: list[str] | None = None) -> Path:
     labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
     source = next(iter(evaluation.downstream.values())).packed.source
     seen = seen_classes(evaluation.downstream, entities)
-    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "seen": seen, "metrics": {}}
-    for name, rows in table.groupby("input", sort=False):
-        found, patients = metrics_of(rows, labels, seen)
-        summary["metrics"][name] = {}
-        for key in ("auroc", "auroc_min10"):
-            if key in found:
-                value, low, high = interval(found[key], patients, cfg.eval.n_boot)
-                entry = {"value": value, "ci": [low, high], "n": len(rows), "version": found[key].version}
-                summary["metrics"][name][key] = entry
+    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "seen": seen}
+    summary["metrics"] = summary_of(table, labels, seen_or_not(seen), cfg.eval.n_boot)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
     file.write_text(dumps(summary))
     first = next(iter(summary["metrics"].items()))

@@ -10,12 +10,10 @@ both affirm and deny an entity are counted. Where a statement could not be read,
 the record's other statements do not settle is -1, out of the loss. What the paper did here is not known (Deviations).
 """
 
-import fcntl
 import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
@@ -28,6 +26,7 @@ from scipy.sparse import csr_matrix
 from kmerl import dictionary
 from kmerl.backends import Backend, Reading, make
 from kmerl.dictionary import Found
+from shared.locks import locked
 from shared.runs.config import cache_root
 
 log = logging.getLogger(__name__)
@@ -103,14 +102,6 @@ def run(cfg: ExtractConfig, reports: Sequence[str], out: Path) -> Entities:
         entities.folder = out
         _save(out, cfg, entities, audit, readings, n_reports)
     return entities
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time; the file stays."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def read_cached(backend: Backend, statements: list[str], folder: Path) -> list[Reading]:

@@ -17,15 +17,10 @@ from kmerl.baselines import load
 from kmerl.config import parse
 from kmerl.figures import draw_attention
 from kmerl.leads import lead_mask
-from kmerl.prep import Downstream, prepare, text_encoder
+from kmerl.prep import prepare, text_encoder
 from shared.ecg.decode import resampled
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_file
-
-
-def classes_of(release: Downstream) -> list[str]:
-    """Plain names of all class slots of a release, in the order of its queries."""
-    return [c.description for task in release.tasks.values() for c in task.classes]
 
 
 @torch.inference_mode()

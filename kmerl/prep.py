@@ -9,16 +9,15 @@ import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pandas as pd
 
 from kmerl import extract
 from kmerl.config import Config, parse
 from kmerl.extract import Entities
 from kmerl.text import embed
-from shared.ecg.prepare import Packed, Prepared, packed, with_split
-from shared.ecg.task_splits import find_splits
-from shared.ecg.tasks import TASKS, TaskData, load_task
-from shared.runs.config import cache_root, data_root, hash_of
+from shared.ecg.downstream import Downstream, load_tasks
+from shared.ecg.prepare import Prepared, packed, with_split
+from shared.ecg.tasks import TASKS
+from shared.runs.config import cache_root, hash_of
 
 
 @dataclass
@@ -89,43 +88,9 @@ def text_encoder(cfg: Config, reports: list[str]):
     return lambda texts: embed(texts, cfg.text, cache_root() / "text", fit_on=fit_on)
 
 
-@dataclass
-class Downstream:
-    """One release with all of its tasks."""
-
-    packed: Packed
-    tasks: dict[str, TaskData]
-
-    def rows(self, parts: tuple[str, ...] = ("test",)) -> pd.DataFrame:
-        """Records that some task has in `parts`: record_id, patient_id, row of the store; in the store's order."""
-        ids = {r for t in self.tasks.values() for part in parts for r in np.array(t.record_ids)[t.part_rows(part)]}
-        table = self.packed.store.records[["record_id", "patient_id"]].assign(row=range(len(self.packed.store)))
-        return table[table.record_id.isin(ids)].reset_index(drop=True)
-
-
 def prepare_tasks(cfg: Config) -> dict[str, Downstream]:
-    """Data set -> its store and tasks, labels rebuilt by the rules of D4 in the variant `eval.variant`."""
-    splits = None if cfg.eval.simulate else find_splits(data_root())
-    found = {}
-    for name in cfg.eval.tasks:
-        dataset = TASKS[name].dataset
-        if dataset not in found:
-            found[dataset] = Downstream(packed(dataset, cfg.data.fs_hz, cfg.eval.simulate), {})
-        store = found[dataset].packed
-        found[dataset].tasks[name] = load_task(
-            name, store.store.records, store.root, variant=cfg.eval.variant, splits=splits
-        )
-    return found
-
-
-def downstream_hash(downstream: dict[str, Downstream]) -> str:
-    """Of signals, labels and parts of all tasks."""
-    parts = []
-    for dataset, release in sorted(downstream.items()):
-        parts += [dataset, *release.packed.sha256.values()]
-        for name, task in sorted(release.tasks.items()):
-            parts += [name, task.labels.tobytes().hex(), " ".join(task.record_ids), " ".join(task.part)]
-    return hash_of(parts)
+    """Data set -> its store and tasks, labels in the variant `eval.variant`."""
+    return load_tasks(cfg.eval.tasks, cfg.data.fs_hz, cfg.eval.simulate, cfg.eval.variant)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -10,12 +10,12 @@ from kmerl.evaluate import setup
 from kmerl.figures import draw_attention, draw_lead_counts, draw_lead_sets, draw_losses
 from kmerl.inputs import ALL_LEADS, PARTIAL
 from kmerl.leads import CLINICAL_SETS
-from kmerl.predict import attend, classes_of
-from kmerl.protocols import task_metrics
-from kmerl.scoring import items_of, read_labels
+from kmerl.predict import attend
 from shared.metrics.figures import draw_claims
 from shared.metrics.scorecard import control
+from shared.metrics.six_tasks import items_of, task_metrics
 from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
+from shared.runs.tasks import read_labels
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
     "K-MERL": "kmerl@{}",
@@ -282,7 +282,7 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     if evaluation.model.query_network is None:
         return
     dataset = next(iter(evaluation.downstream))
-    texts = classes_of(evaluation.downstream[dataset])
+    texts = evaluation.downstream[dataset].class_names()
     labels = pd.read_parquet(run / "labels.parquet")
     test = labels[(labels.dataset == dataset) & (labels.part == "test")]
     n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()

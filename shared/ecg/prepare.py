@@ -1,6 +1,5 @@
 """Official or simulated tree -> packed store -> split, each made once and found again in the cache."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,6 +11,7 @@ import pandas as pd
 from shared.ecg import LOADERS, simulate
 from shared.ecg.splits import folds, load_split, save_split, split
 from shared.ecg.store import EcgStore, pack
+from shared.locks import locked
 from shared.runs.config import SimulateConfig, cache_root, data_root
 
 
@@ -55,8 +55,7 @@ def simulated_tree(dataset: str, sim: SimulateConfig) -> Path:
     name = f"{dataset}-n{sim.n_records}-seed{sim.seed}-{sim.fs_hz:g}hz-{simulator_hash()}"
     root = cache_root() / "simulated" / name / dataset
     root.parent.mkdir(parents=True, exist_ok=True)
-    with (root.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root.parent / ".lock"):
         if not (root / "truth.parquet").exists():
             for left in root.parent.glob(f"{dataset}*"):  # of a killed run
                 shutil.rmtree(left)

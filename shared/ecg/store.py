@@ -32,6 +32,7 @@ import pandas as pd
 
 from shared.ecg.decode import UNITS_PER_MV, StoreError, decoded_chunks
 from shared.ecg.record import INDEX_COLUMNS, LEADS
+from shared.locks import locked
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 128  # fixed, so that the shape can be filled in when the number of samples is known
@@ -75,7 +76,7 @@ def pack(
         raise StoreError(f"{root}: the index of {dataset} names no record; is this the data set's own folder?")
     job["source_sha256"] = _source_sha256(index, root, job)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out / ".lock"), _disk_errors(out):
+    with locked(out / ".lock"), _disk_errors(out):
         manifest = _finished(out, job)
         return manifest if manifest is not None else _pack(index, root, out, job, workers or os.cpu_count() or 1)
 
@@ -279,16 +280,6 @@ def _sha256(path: Path) -> str:
 def _sync(file):
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(path: Path):
-    """One packer at a time: a second one (another rank, say) waits and then finds the finished store."""
-    import fcntl
-
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -8,9 +8,9 @@ import pytest
 
 from kmerl import evaluate, predict, train
 from kmerl.config import parse
-from kmerl.evaluate import cycle
-from kmerl.scoring import items_of
 from shared.ecg.record import LEADS
+from shared.metrics.six_tasks import items_of
+from shared.runs.tasks import cycle
 
 TASKS = '["ptb-xl-superclass", "ptb-xl-rhythm", "cpsc2018"]'
 INPUTS = ["12 leads", "I", "12 leads~zeroed", "12 leads~shuffled", "12 leads~permuted", "12 leads~val"]

@@ -6,9 +6,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from kmerl.inputs import PARTIAL, expand
-from kmerl.scoring import items_of, mean_of, means, metrics_of
+from kmerl.scoring import means, seen_or_not
 from shared.metrics.interval import difference
+from shared.metrics.six_tasks import items_of, metrics_of
 from shared.runs.evidence import Scored
+from shared.runs.tasks import mean_of
 
 
 def test_inputs_unfold():
@@ -28,7 +30,7 @@ def test_unknown_inputs_are_named(name):
         expand([name], 1)
 
 
-SEEN = {"a": [1, 0], "b": [0, 1, 1]}
+SEEN = seen_or_not({"a": [1, 0], "b": [0, 1, 1]})
 
 
 def world(seed=0, n=60):

@@ -8,6 +8,7 @@ from kmerl.dictionary import dictionary
 from kmerl.prompts import class_texts, prompts
 from kmerl.text import TextConfig, embed
 from shared.ecg.tasks import TASKS
+from shared.vectors import cached
 
 REPORTS = ["Sinus rhythm. Possible LVH. Abnormal ECG", "Atrial fibrillation. Normal ECG", "Sinus rhythm. Normal ECG"]
 LSA = TextConfig("lsa", dim=48)
@@ -31,7 +32,7 @@ def test_lsa_gives_unit_vectors_in_order_and_finds_related_names(tmp_path):
 def test_lsa_is_the_same_again_and_from_disk(tmp_path, monkeypatch):
     first = embed(REPORTS, LSA, tmp_path / "a", fit_on=REPORTS)
     np.testing.assert_allclose(embed(REPORTS, LSA, tmp_path / "b", fit_on=REPORTS[::-1]), first, atol=1e-6)
-    monkeypatch.setattr(text._Lsa, "__call__", lambda self, texts: pytest.fail("encoded twice"))
+    monkeypatch.setattr(text.Lsa, "__call__", lambda self, texts: pytest.fail("encoded twice"))
     np.testing.assert_array_equal(embed(REPORTS[::-1], LSA, tmp_path / "a", fit_on=REPORTS), first[::-1])
     assert not list(tmp_path.rglob("*.pkl")) and list(tmp_path.rglob("components.npy"))
 
@@ -53,15 +54,15 @@ def test_each_unique_text_is_encoded_once_and_a_kill_loses_one_shard(tmp_path):
 
     texts, limit = [f"text {i}" for i in range(300)], 150
     with pytest.raises(KeyboardInterrupt):
-        text._cached(texts, encode, tmp_path, batch=2)  # shards of 128
+        cached(texts, encode, tmp_path, batch=2)  # shards of 128
     (tmp_path / "000001.npy").write_bytes(b"rubbish of the kill")
     done, limit = len(seen), 1000
     assert done > 128
-    vectors = text._cached(texts[::-1], encode, tmp_path, batch=2)
+    vectors = cached(texts[::-1], encode, tmp_path, batch=2)
     assert len(seen) == done + (300 - 128)
     np.testing.assert_array_equal(vectors[:, 0], [len(t) for t in texts[::-1]])
     limit = 0
-    np.testing.assert_array_equal(text._cached(texts, encode, tmp_path, batch=2), vectors[::-1])
+    np.testing.assert_array_equal(cached(texts, encode, tmp_path, batch=2), vectors[::-1])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""From scores to metrics: thresholds, F1, accuracy, and the mean over the six tasks.
+"""From scores to metrics on the six downstream tasks: thresholds, F1, accuracy, and the mean over tasks.
 
-Serves the zero-shot and probing tables (reference: Evaluation protocols, Traps 4, 6). Headline is the macro AUROC; F1
-and accuracy come in two named protocols:
+Serves the zero-shot and probing tables of K-MERL, MERL and SuPreME (reference of K-MERL: Evaluation protocols, Traps 4,
+6). Headline is the macro AUROC; F1 and accuracy come in two named protocols:
 
 as_published   "Oracle" F1: per class the maximum over thresholds chosen on the TEST part, where the F1 counts scores at
                the threshold as positive (>=), while the accuracy at that same threshold does not (>).
@@ -12,9 +12,11 @@ test part has no AUROC or F1: such classes are left out and listed.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from shared.metrics.classification import VERSION, macro_auroc, macro_f1, task_mean, usable_classes
 from shared.metrics.interval import Metric, Statistic, mean_scores
@@ -95,7 +97,7 @@ def six_task_auroc(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], min_posit
     """The headline: mean over tasks of the macro AUROC, every task weighing the same (`task_mean`).
 
     parts: task -> (labels, scores), each [n_task, C_task]; columns that are NaN do not count. The items are those of
-    ALL tasks joined in the order of `parts`, and so are the patients (`scoring.items_of`). A task without a class of
+    ALL tasks joined in the order of `parts`, and so are the patients (`items_of`). A task without a class of
     `min_positives` adds nothing to the mean, see `usable_tasks`; ValueError where none has one.
     """
     if not usable_tasks(parts, min_positives):
@@ -122,3 +124,85 @@ def _task_auroc(labels: np.ndarray, scores: np.ndarray, min_positives: int) -> S
 
 def _undefined(item_weights: np.ndarray) -> np.ndarray:
     return np.full(len(item_weights), np.nan)
+
+
+# --- predictions of a run -> items and metrics ------------------------------------------------------------------------
+
+
+def items_of(rows: pd.DataFrame, labels: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Predictions of one input + labels -> ids and patients [n_items] (data set before the name), and per task
+    (item indices, labels [n, C], scores [n, C])."""
+    ids, patients, parts, n = [], [], {}, 0
+    for dataset, table in rows.groupby("dataset", sort=False):
+        start = 0
+        mine = labels[labels.dataset == dataset]
+        predictions = table.set_index("id")
+        for task, truth in mine.groupby("task", sort=False):
+            n_classes = len(truth.reference.iloc[0])
+            scored = truth[truth.id.isin(predictions.index)]
+            y = np.stack(scored.reference.to_list()) if len(scored) else np.zeros((0, n_classes), np.uint8)
+            chosen = predictions.loc[scored.id]
+            s = [np.asarray(p, np.float32)[start : start + n_classes] for p in chosen.prediction]
+            start += n_classes
+            if not len(scored):
+                continue
+            parts[task] = (np.arange(n, n + len(scored)), y, np.stack(s))
+            ids += [f"{task}:{i}" for i in scored.id]
+            patients += [f"{dataset}:{p}" for p in chosen.patient]
+            n += len(scored)
+        if start != len(table.prediction.iloc[0]):
+            raise ValueError(
+                f"{dataset}: {len(table.prediction.iloc[0])} scores a record, {start} classes in the labels"
+            )
+    return np.array(ids), np.array(patients), parts
+
+
+def metrics_of(
+    rows: pd.DataFrame, labels: pd.DataFrame, kinds: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Metric], np.ndarray]:
+    """(metric name -> Statistic, patients) of one input.
+
+    An item is a record in a task: a PTB-XL record that serves four tasks is four items of one patient, so that a
+    bootstrap draw takes or leaves all of them. Every metric counts the same items, whatever tasks it rests on.
+    kinds: task -> kind of each class, such as "seen" or "unseen". auroc: mean over tasks of the macro AUROC;
+    auroc_min10: the same over classes with at least 10 positives; auroc_<kind>: over classes of a kind; auroc:<task>.
+    """
+    _, patients, parts = items_of(rows, labels)
+    n, found = len(patients), {}
+    groups = {"auroc": (parts, 1), "auroc_min10": (parts, FREQUENT)}
+    for kind in sorted({k for classes in kinds.values() for k in classes}):
+        keep = {t: np.array(kinds[t]) == kind for t in parts}
+        groups[f"auroc_{kind}"] = ({t: (i, y[:, keep[t]], s[:, keep[t]]) for t, (i, y, s) in parts.items()}, 1)
+    groups |= {f"auroc:{t}": ({t: part}, 1) for t, part in parts.items()}
+    for name, (tasks, min_positives) in groups.items():
+        usable = {t: part for t, part in tasks.items() if _usable(*part[1:], min_positives)}
+        if usable:
+            metric = six_task_auroc({t: (y, s) for t, (_, y, s) in usable.items()}, min_positives)
+            found[name] = restrict(metric, np.concatenate([i for i, _, _ in usable.values()]), n)
+    return found, patients
+
+
+def _usable(y: np.ndarray, s: np.ndarray, min_positives: int) -> bool:
+    positives = y.sum(0)
+    return bool(((positives >= min_positives) & (positives < len(y)) & ~np.isnan(s).any(0)).any())
+
+
+def restrict(metric: Statistic, rows: np.ndarray, n_items: int) -> Statistic:
+    """A metric over some of n_items as one over all of them."""
+    return Statistic(metric.name, metric.version, n_items, partial(_restricted, metric=metric, rows=rows))
+
+
+def _restricted(item_weights: np.ndarray, metric: Statistic, rows: np.ndarray) -> np.ndarray:
+    return metric.fn(item_weights[:, rows])
+
+
+def average(metrics: Sequence[Statistic]) -> Statistic:
+    """Mean of one metric over several sets of scores of the same items."""
+    if len({(m.name, m.version, m.n_items) for m in metrics}) != 1:
+        raise ValueError(f"only one metric over the same items can be averaged: {sorted({m.name for m in metrics})}")
+    first = metrics[0]
+    return Statistic(first.name, first.version, first.n_items, partial(_averaged, metrics=tuple(metrics)))
+
+
+def _averaged(item_weights: np.ndarray, metrics: Sequence[Statistic]) -> np.ndarray:
+    return np.mean([m.fn(item_weights) for m in metrics], axis=0)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve, roc_auc_score
 
-from kmerl.protocols import (
+from shared.metrics.interval import bootstrap_values, difference
+from shared.metrics.six_tasks import (
     accuracy,
     best_f1_thresholds,
     six_task_auroc,
     task_metrics,
     usable_tasks,
 )
-from shared.metrics.interval import bootstrap_values, difference
 
 
 def _task(n=200, rates=(0.4, 0.2, 0.03, 0.0), seed=0, shift=1.0):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from kmerl.probe import ProbeConfig, out_of_fold, probe
 from shared.metrics.classification import auroc_per_class, macro_auroc
+from shared.metrics.probe import ProbeConfig, out_of_fold, probe
 
 
 def _data(n=400, d=12, n_classes=4, seed=0):

@@ -1,0 +1,169 @@
+"""Runs that are scored on the six downstream tasks: predictions of every input, and their scores over seeds.
+
+    TaskEvaluation   a model with the tasks; a paper says how an input is run
+    predict_all      every input -> one table, resumable
+    summary_of       that table -> what metrics.json holds
+    score_all        predictions in the results folder -> `name@input` -> Scored
+"""
+
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+from shared.ecg.downstream import Downstream, probe_scores
+from shared.metrics.interval import interval
+from shared.metrics.six_tasks import average, items_of, metrics_of
+from shared.runs.config import RunConfig
+from shared.runs.evidence import Scored, folder, read_predictions
+
+Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
+
+
+class TaskInput(Protocol):
+    """What a model is given. control: val = the validation part; kind: probe | oof | "" (scores)."""
+
+    name: str
+    control: str
+    kind: str
+
+
+@dataclass
+class TaskEvaluation(ABC):
+    """A model with all it is scored on. cfg.eval has `all_records` and `probe`."""
+
+    cfg: Any
+    model: Any
+    downstream: dict[str, Downstream]
+
+    @abstractmethod
+    def run(self, dataset: str, rows: np.ndarray, spec: TaskInput, what: str) -> np.ndarray:
+        """`scores` [n, n_slots] or `features` [n, d] of the store's rows, given the input `spec`."""
+
+    def rows(self, dataset: str, spec: TaskInput) -> pd.DataFrame:
+        """Records that are run: the test part, validation for thresholds, all parts for probes."""
+        release = self.downstream[dataset]
+        if self.cfg.eval.all_records or spec.kind:
+            return release.rows(("train", "val", "test"))
+        return release.rows(("val",) if spec.control == "val" else ("test",))
+
+    def tables(self, spec: TaskInput) -> list[pd.DataFrame]:
+        """Predictions of one input, one table per data set (and per ratio and draw of a probe)."""
+        found = []
+        for dataset, release in self.downstream.items():
+            rows = self.rows(dataset, spec)
+            if not len(rows):
+                continue
+            if spec.kind:
+                features = self.run(dataset, rows.row.to_numpy(), spec, "features")
+                scored = probe_scores(release, rows, features, self.cfg.eval.probe, spec.name, spec.kind == "oof")
+            else:
+                scored = {spec.name: self.run(dataset, rows.row.to_numpy(), spec, "scores")}
+            for name, values in scored.items():
+                kept = rows[~np.isnan(values).all(1)]
+                table = pd.DataFrame({"dataset": dataset, "id": kept.record_id, "patient": kept.patient_id})
+                table["split"], table["input"] = "val" if spec.control == "val" else "test", name
+                table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
+                found.append(table)
+        return found
+
+
+def cycle(n: int, seed: int) -> np.ndarray:
+    """A seeded permutation [n] that leaves nothing in its place (for n > 1)."""
+    order = np.random.default_rng(seed).permutation(n)
+    return np.roll(order, 1)[np.argsort(order)]
+
+
+def predict_all(evaluation: TaskEvaluation, specs: Sequence[TaskInput], parts: Path) -> pd.DataFrame:
+    """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot).
+
+    Each input is written to `parts` as it ends, so a killed evaluation goes on where it stopped; under torchrun each
+    process takes its share of the inputs.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    parts.mkdir(parents=True, exist_ok=True)
+    files = [parts / f"{hashlib.sha256(s.name.encode()).hexdigest()[:16]}.parquet" for s in specs]
+    mine = [(s, f) for i, (s, f) in enumerate(zip(specs, files, strict=True)) if i % world == rank and not f.exists()]
+    for spec, file in track(mine, f"scoring {evaluation.cfg.experiment}", disable=not os.isatty(2)):
+        pd.concat(evaluation.tables(spec), ignore_index=True).to_parquet(file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").rename(file)
+    while not all(f.exists() for f in files):  # other processes still write theirs
+        time.sleep(1)
+    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
+
+def summary_of(table: pd.DataFrame, labels: pd.DataFrame, kinds: Kinds, n_boot: int) -> dict[str, dict]:
+    """Input -> metric -> value, interval, number of rows and version of the metric."""
+    found: dict[str, dict] = {}
+    for name, rows in table.groupby("input", sort=False):
+        metrics, patients = metrics_of(rows, labels, kinds)
+        found[name] = {}
+        for key in ("auroc", "auroc_min10"):
+            if key in metrics:
+                value, low, high = interval(metrics[key], patients, n_boot)
+                entry = {"value": value, "ci": [low, high], "n": len(rows), "version": metrics[key].version}
+                found[name][key] = entry
+    return found
+
+
+# --- over the runs of a tier ---
+
+
+def read_labels(cfg: RunConfig, data_hash: str) -> pd.DataFrame:
+    return pd.read_parquet(folder(cfg) / "predictions" / f"labels-{data_hash}.parquet")
+
+
+def score_all(cfg: RunConfig, facts: dict, kinds_of: Callable[[dict], Kinds]) -> dict[str, Scored]:
+    """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`."""
+    scored: dict[str, Scored] = {}
+    names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
+    labels: dict[str, pd.DataFrame] = {}
+    for name in names:
+        for seed in cfg.reproduce.seeds:
+            run = facts["runs"][f"{name}/seed{seed}"]
+            data_hash = run["data_hash"]
+            if data_hash not in labels:
+                labels[data_hash] = read_labels(cfg, data_hash)
+            for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
+                ids, _, _ = items_of(rows, labels[data_hash])
+                found, patients = metrics_of(rows, labels[data_hash], kinds_of(run))
+                folds = 10 if kind.startswith("oof:") else 1
+                n_records = len(rows[["dataset", "id"]].drop_duplicates())
+                new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
+                entry = scored.setdefault(f"{name}@{kind}", new)
+                if not np.array_equal(entry.ids, ids) or entry.data_hash != data_hash:
+                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                for metric, statistic in found.items():
+                    entry.scores.setdefault(metric, []).append(statistic)
+    return scored
+
+
+def probe_means(scored: dict[str, Scored]) -> dict[str, Scored]:
+    """`name@probe:<what> <ratio>`: mean over the draws of `name@probe:<what> <ratio> #<draw>`."""
+    groups: dict[str, list[Scored]] = {}
+    for key, entry in scored.items():
+        if "@probe:" in key:
+            groups.setdefault(key.split(" #")[0], []).append(entry)
+    return {key: mean_of(entries) for key, entries in groups.items()}
+
+
+def mean_of(entries: list[Scored]) -> Scored:
+    """One Scored whose metrics are means over several inputs of the same run; metrics that all of them have."""
+    first = entries[0]
+    if any(not np.array_equal(e.ids, first.ids) for e in entries):
+        raise ValueError("a mean over inputs needs the same records in each; run the experiment again")
+    names = [m for m in first.scores if all(m in e.scores for e in entries)]
+    n_seeds = {len(e.scores[m]) for e in entries for m in names}
+    if len(n_seeds) != 1:
+        raise ValueError(f"a mean over inputs needs the same seeds in each, found {sorted(n_seeds)}")
+    scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
+    base = first.ids, first.patients, first.source, first.data_hash, first.n_folds
+    return Scored(scores, *base, n_records=first.n_records)
