@@ -45,7 +45,7 @@ class EvalConfig:
     simulate: SimulateConfig | None = None  # of each downstream release
     variant: str = "corrected"  # corrected | as_published: labels and signals downstream (D4, traps 1, 2, 16)
     inputs: list[str] = field(default_factory=lambda: ["12 leads"])  # see kmerl/inputs.py
-    prompts: str = "names"  # names (class descriptions) | engineered (kmerl/prompts.yaml): MERL's way
+    prompts: str = "names"  # names (class descriptions) | engineered (shared/ecg/prompts.yaml): MERL's way
     n_random_sets: int = 10  # random lead sets per count, for the input `random`
     all_records: bool = False  # score all records of a release, not its test part (350 real PTB-XL records)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -22,9 +22,9 @@ from kmerl.config import Config, parse
 from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
 from kmerl.prep import prepare, prepare_tasks, text_encoder
-from kmerl.prompts import class_texts
 from kmerl.scoring import seen_or_not
 from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table, read_mv
+from shared.ecg.prompts import class_texts
 from shared.metrics.scorecard import dumps
 from shared.runs.config import hash_of
 from shared.runs.facts import commit

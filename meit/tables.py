@@ -156,18 +156,12 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
     """Figures that need no signals; returns file and caption of all figures of the folder."""
     out = folder(cfg)
     seeds = cfg.reproduce.seeds
-    curves = {}
-    for name in ("meit", "llava", "flamingo"):
-        logs = [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in seeds]
-        if all(logs):
-            loss = np.array([[v for _, v in log] for log in logs])  # [seeds, logged steps]
-            curves[name] = (loss.mean(0), loss.min(0), loss.max(0))
-            steps = [s for s, _ in logs[0]]
-    if curves:
-        label = "training loss per token (mean and range over seeds)"
-        figures.draw_curve(
-            out / "loss.png", steps, curves, "optimiser step", label, "Training loss", band="range over seeds"
-        )
+    logs = {
+        n: [facts["runs"].get(f"{n}/seed{s}", {}).get("loss") for s in seeds] for n in ("meit", "llava", "flamingo")
+    }
+    logs = {n: found for n, found in logs.items() if all(found)}
+    if logs:
+        figures.draw_losses(out / "loss.png", logs, "Training loss per token")
     for kind, label in (("noise", "largest noisy fraction of the record (published)"), ("snr", "signal-to-noise, dB")):
         entries = {float(k.split("-", 1)[1]): k for k in scored if k.startswith(f"noise@{kind}-")}
         if entries:

@@ -47,6 +47,20 @@ def draw_curve(
     save(fig, path)
 
 
+def draw_losses(path: Path, runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], title: str = "") -> None:
+    """Training loss: mean over seeds, and their range. runs: name -> one list of (step, loss) per seed.
+
+    Runs whose logs end earlier or lie on other steps are drawn on all steps between their own ends.
+    """
+    steps = np.unique([step for seeds in runs.values() for log in seeds for step, _ in log])
+    lines = {}
+    for name, seeds in runs.items():
+        curves = [np.interp(steps, *np.array(log, dtype=float).T, left=np.nan, right=np.nan) for log in seeds]
+        mean = np.mean(curves, axis=0)
+        lines[name] = (mean, np.min(curves, axis=0), np.max(curves, axis=0))
+    draw_curve(path, steps, lines, "optimiser step", "training loss", title, band="range over seeds")
+
+
 def draw_claims(path: Path, scorecard: Mapping) -> None:
     """Forest plot of a scorecard: per claim the difference, its intervals, where the claim would hold, and the verdict.
 

@@ -1,12 +1,12 @@
-"""`kmerl.text`: each unique text once, kept on disk; the small encoder and models of the hub. `kmerl.prompts`."""
+"""`kmerl.text`: each unique text once, kept on disk; the small encoder and models of the hub. `shared.ecg.prompts`."""
 
 import numpy as np
 import pytest
 
 from kmerl import text
 from kmerl.dictionary import dictionary
-from kmerl.prompts import class_texts, prompts
 from kmerl.text import TextConfig, embed
+from shared.ecg.prompts import class_texts, prompts
 from shared.ecg.tasks import TASKS
 from shared.vectors import cached
 
