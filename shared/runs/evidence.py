@@ -131,11 +131,21 @@ def entry_name(paper: Paper, name: str) -> str:
 
 
 def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference:
-    """Paired difference of two entries of `score_all`."""
+    """Paired difference of two entries of `score_all`. ValueError where they were not scored on the same records."""
     a, b = (scored[entry_name(paper, x)] for x in (ours, theirs))
-    if not np.array_equal(a.ids, b.ids) or a.data_hash != b.data_hash:
+    if not same_records(a, b):
         raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
     return difference(a.metric(metric), b.metric(metric), a.patients)
+
+
+def same_records(a: Scored, b: Scored) -> bool:
+    return np.array_equal(a.ids, b.ids) and a.data_hash == b.data_hash
+
+
+def compare_if_same(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference | None:
+    """`compare`, or None where results of an earlier version of the data still stand beside new ones."""
+    same = same_records(*(scored[entry_name(paper, side)] for side in (ours, theirs)))
+    return compare(paper, scored, metric, ours, theirs) if same else None
 
 
 def describe(entry: Scored) -> str:
@@ -161,6 +171,9 @@ def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | 
     reason = paper.unmet(claim, scored)
     if reason:
         return reason
+    for a, b in pairs:  # results of an earlier version of the data never meet new ones
+        if not same_records(*(scored[entry_name(paper, side)] for side in (a, b))):
+            return f"{a} and {b} stand on different data: `make reproduce-{paper.name} CLAIM={claim['id']}` runs them again"
     data = describe(scored[entry_name(paper, pairs[0][0])])
     return Measured(tuple(compare(paper, scored, claim["metric"], a, b) for a, b in pairs), data)
 
@@ -175,7 +188,7 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
     scored = scoring.score_all(cfg, facts)
     run = {k: facts[k] for k in ("commit", "wall_s", "peak_rss_mb", "seeds", "environment")}
     due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
-    controls = tables.controls(scored, lambda *sides: compare(paper, scored, *sides))
+    controls = tables.controls(scored, lambda *sides: compare_if_same(paper, scored, *sides))
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
     figures = tables.draw(cfg, card, scored, facts)

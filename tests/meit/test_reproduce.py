@@ -124,7 +124,24 @@ def test_scores_tell_a_reader_from_a_parrot(cfg, claims):
     assert (folder(cfg).parent / "REPRODUCTION.md").exists()
 
 
-def test_runs_on_other_records_are_refused(cfg, claims):
+def test_results_of_earlier_data_are_never_compared_with_new_ones(cfg, claims):
+    """Part of the table run again after the data changed: the rest says what has to be run again."""
+    write_predictions(cfg, "meit", {"ecg": GOOD, "zero": BAD})
+    write_predictions(cfg, "llava", {"ecg": BAD})
+    write_predictions(cfg, "no-ecg", {"ecg": BAD})
+    file = folder(cfg) / "runs.json"
+    facts = json.loads(file.read_text())
+    for seed in (0, 1, 2):
+        facts["runs"][f"llava/seed{seed}"]["data_hash"] = facts["runs"][f"no-ecg/seed{seed}"]["data_hash"] = "older"
+    file.write_text(json.dumps(facts))
+    card = score(MEIT, cfg, claims)
+    row = next(c for c in card["claims"] if c["id"] == "fusion-llava")
+    assert row["verdict"] == "not tested at this tier" and "CLAIM=fusion-llava` runs them again" in row["reason"]
+    controls = {c["id"]: c for c in card["controls"]}
+    assert "difference" in controls["meit-zero"] and "difference" not in controls["llm-without-ecg"]
+
+
+def test_seeds_on_other_records_are_refused(cfg, claims):
     write_predictions(cfg, "meit", {"ecg": GOOD})
     write_predictions(cfg, "llava", {"ecg": BAD})
     file = folder(cfg) / "predictions" / "llava-seed1.parquet"
