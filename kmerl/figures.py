@@ -1,17 +1,15 @@
-"""Pictures of K-MERL: AUROC against the number of leads, the clinical lead sets, where a query looked, loss curves.
+"""Pictures of K-MERL: AUROC against the number of leads, and at the clinical lead sets.
 
 Every number comes from the caller; nothing is computed here but positions on the page.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from shared.ecg.plot import draw_strips, strip_rows
-from shared.ecg.record import LEADS
-from shared.metrics.figures import CYCLE, DPI, GREY, MARKERS, draw_curve, save
+from shared.metrics.figures import CYCLE, DPI, MARKERS, draw_curve, save
 
 Estimate = tuple[float, float, float]  # value, lower and upper end of its interval
 
@@ -55,47 +53,4 @@ def draw_lead_sets(
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
-    save(fig, path)
-
-
-def draw_attention(
-    path: Path,
-    signal_mv: np.ndarray,
-    fs_hz: float,
-    queries: Mapping[str, tuple[float, np.ndarray]],
-    segment_s: float,
-    leads: Sequence[str] = LEADS,
-    title: str = "",
-) -> None:
-    """Which leads and segments each query attended to: the ECG on paper, one panel per query, tinted by attention.
-
-    signal_mv: [12, n] in mV. queries: name -> (score, attention [12, m] >= 0 of segments of segment_s, 0 elsewhere);
-    leads: names of those the model was given, the only ones drawn. Within a panel the strongest segment has the full
-    tint, which is named as a multiple of even attention; each lead's share of the attention stands at its right.
-    ValueError where a query has no attention on these leads.
-    """
-    rows, strips = [LEADS.index(lead) for lead in leads], strip_rows(np.asarray(signal_mv), leads)
-    columns = 1 if len(queries) == 1 else 2
-    lines = -(-len(queries) // columns)
-    width_in = 8.6
-    paper_s, paper_mv = np.shape(signal_mv)[1] / fs_hz + 0.44, -strips[-1][0]
-    height_in = paper_mv * 0.4 / paper_s * 0.93 * width_in  # 10 mm/mV over 25 mm/s
-    top_in, gap_in = 0.45 if title else 0.1, 0.35
-    size = (columns * width_in, top_in + lines * (height_in + gap_in) + 0.1)
-    fig = Figure(figsize=size, dpi=DPI)
-    for k, (name, (score, weights)) in enumerate(queries.items()):
-        shown = np.asarray(weights, dtype=float)[rows]
-        if not shown.sum() > 0:
-            raise ValueError(f"{name}: no attention on {', '.join(leads)}; give the leads that the model was given")
-        line, column = divmod(k, columns)
-        bottom = 1 - (top_in + (line + 1) * (height_in + gap_in)) / size[1]
-        ax = fig.add_axes(((column + 0.01) / columns, bottom, 0.93 / columns, height_in / size[1]))
-        peak = shown.max() / (shown.sum() / shown.size)
-        label = f"{name}: {score:.3f}   (full tint = {peak:.1f} x even attention)"
-        draw_strips(ax, signal_mv, fs_hz, leads, weights, segment_s, label)
-        for (_, baseline, _), share in zip(strips, shown.sum(axis=1) / shown.sum(), strict=True):
-            place = {"transform": ax.get_yaxis_transform(), "va": "center"}
-            ax.text(1.006, baseline, f"{share:.0%}", fontsize=9, color=GREY, **place)
-    if title:
-        fig.text(0.01, 1 - 0.1 / size[1], title, va="top", fontsize=11, weight="bold", parse_math=False)
     save(fig, path)

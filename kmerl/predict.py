@@ -15,10 +15,10 @@ from transformers.utils import logging
 
 from kmerl.baselines import load
 from kmerl.config import parse
-from kmerl.figures import draw_attention
 from kmerl.leads import lead_mask
 from kmerl.prep import prepare, text_encoder
 from shared.ecg.decode import resampled
+from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_file
 

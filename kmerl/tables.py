@@ -7,10 +7,11 @@ import pandas as pd
 
 from kmerl.config import Config, parse
 from kmerl.evaluate import setup
-from kmerl.figures import draw_attention, draw_lead_counts, draw_lead_sets
+from kmerl.figures import draw_lead_counts, draw_lead_sets
 from kmerl.inputs import ALL_LEADS, PARTIAL
 from kmerl.leads import CLINICAL_SETS
 from kmerl.predict import attend
+from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_claims, draw_losses
 from shared.metrics.scorecard import control
 from shared.metrics.six_tasks import items_of, task_metrics

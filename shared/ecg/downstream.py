@@ -111,6 +111,8 @@ def batches(
 
 # --- linear probes ---
 
+VAL = "~val"
+
 
 def probe_scores(
     release: Downstream, rows: pd.DataFrame, features: np.ndarray, cfg: ProbeConfig, name: str, folds: bool
@@ -119,7 +121,8 @@ def probe_scores(
 
     features: [n, d] of `rows` (all parts); tasks are probed apart, on the same features. folds: one entry `name`, out
     of fold over the official folds; else one entry per ratio and draw, `name ratio #draw`, of which draw 0 is the
-    published subset.
+    published subset. A name that ends in ~val adds the scores of the validation part: `name` then stands for both,
+    `probe:x ratio #draw` and `probe:x~val ratio #draw`.
     """
     found: dict[str, np.ndarray] = {}
     place = {r: i for i, r in enumerate(rows.record_id)}
@@ -138,8 +141,10 @@ def probe_scores(
             for ratio in cfg.ratios:
                 for draw in range(cfg.draws if ratio < 1 else 1):
                     train = task.few_label_rows(ratio, draw or None)
-                    scores = probe(x, task.labels, parts | {"train": train}, cfg).scores
-                    runs[f"{name} {ratio:g} #{draw}"] = index[parts["test"]], scores
+                    fit = probe(x, task.labels, parts | {"train": train}, cfg)
+                    runs[f"{name.removesuffix(VAL)} {ratio:g} #{draw}"] = index[parts["test"]], fit.scores
+                    if name.endswith(VAL):
+                        runs[f"{name} {ratio:g} #{draw}"] = index[parts["val"]], fit.val_scores
         for run, (where, scores) in runs.items():
             values = found.setdefault(run, np.full((len(rows), n_slots), np.nan, np.float32))
             values[where, slots] = scores

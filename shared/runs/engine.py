@@ -29,7 +29,7 @@ def experiments_for(paper: Paper, cfg: RunConfig, claims: list[dict], claim: str
     """Names of the experiments to run, in the paper's order, with all that they need."""
     blocked = {name: paper.cannot_run(cfg, name) for name in paper.experiments}
     if claim is not None:
-        needs = {c["id"]: claim_experiments(c) for c in claims} | {name: {name} for name in paper.experiments}
+        needs = {c["id"]: claim_experiments(paper, c) for c in claims} | {name: {name} for name in paper.experiments}
         if claim not in needs or any(blocked.get(n, n) for n in needs[claim]):
             known = ", ".join(c for c in needs if not any(blocked.get(n, n) for n in needs[c]))
             raise SystemExit(f"--claim {claim}: no claim or experiment that can be run at this tier; known: {known}")
@@ -43,9 +43,10 @@ def experiments_for(paper: Paper, cfg: RunConfig, claims: list[dict], claim: str
     return [name for name in paper.experiments if name in wanted and not blocked[name]]
 
 
-def claim_experiments(claim: dict) -> set[str]:
+def claim_experiments(paper: Paper, claim: dict) -> set[str]:
     """The runs that a claim compares; `meit@shuffle` is the run meit given another kind of input."""
-    return {side.split("@")[0] for pair in evidence.claim_pairs(claim) for side in pair}
+    sides = {side.split("@")[0] for pair in evidence.claim_pairs(claim) for side in pair}
+    return {run for side in sides for run in paper.stands_for(side)}
 
 
 def run_arguments(paper: Paper, cfg: RunConfig, name: str, seed: int, fold: int = 0) -> list[str]:

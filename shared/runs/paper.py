@@ -51,6 +51,10 @@ class Paper(ABC):
         """Config key -> run (seed 0) whose checkpoint it names: what is trained once for all experiments and seeds."""
         return {}
 
+    def stands_for(self, side: str) -> tuple[str, ...]:
+        """The experiments behind a name that a claim compares: itself, or those of which scoring chooses one."""
+        return (side,)
+
     def keys(self, cfg: RunConfig, name: str) -> dict:
         """Config keys of every run of an experiment, before its own overrides."""
         return {}

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from shared.ecg.downstream import Downstream, probe_scores
+from shared.ecg.downstream import VAL, Downstream, probe_scores
 from shared.metrics.interval import interval
 from shared.metrics.six_tasks import average, items_of, metrics_of
 from shared.runs.config import RunConfig
@@ -70,7 +70,7 @@ class TaskEvaluation(ABC):
             for name, values in scored.items():
                 kept = rows[~np.isnan(values).all(1)]
                 table = pd.DataFrame({"dataset": dataset, "id": kept.record_id, "patient": kept.patient_id})
-                table["split"], table["input"] = "val" if spec.control == "val" else "test", name
+                table["split"], table["input"] = "val" if VAL in name else "test", name
                 table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
                 found.append(table)
         return found

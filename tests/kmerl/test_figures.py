@@ -5,9 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from kmerl.figures import draw_attention, draw_lead_counts, draw_lead_sets
+from kmerl.figures import draw_lead_counts, draw_lead_sets
 from kmerl.leads import CLINICAL_SETS
-from shared.ecg.plot import draw_strips, strip_rows
+from shared.ecg.plot import draw_attention, draw_strips, strip_rows
 from shared.ecg.record import LEADS
 from shared.metrics.figures import draw_losses
 

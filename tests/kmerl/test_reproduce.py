@@ -57,7 +57,7 @@ def test_a_claim_brings_what_it_starts_from(cfg, claims, monkeypatch, tmp_path):
     assert experiments_for(KMERL, cfg, claims, "real-kmerl", False) == ["kmerl", "real-kmerl"]
     for claim in claims:
         if "laptop" in claim["tiers"]:
-            assert claim_experiments(claim) <= set(everything)
+            assert claim_experiments(KMERL, claim) <= set(everything)
 
 
 def test_run_options_parse_and_say_what_they_should(cfg):

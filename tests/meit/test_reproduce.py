@@ -29,12 +29,12 @@ def test_claims_name_runs_that_exist(cfg, claims):
     """Every claim can be run at the paper tier, and those of the laptop tier at that."""
     paper = parse(["--config", "meit/configs/paper.yaml"]).reproduce.backbones
     for claim in claims:
-        assert claim_experiments(claim) <= set(EXPERIMENTS), claim["id"]
-        assert {EXPERIMENTS[n].family for n in claim_experiments(claim)} <= set(paper), claim["id"]
+        assert claim_experiments(MEIT, claim) <= set(EXPERIMENTS), claim["id"]
+        assert {EXPERIMENTS[n].family for n in claim_experiments(MEIT, claim)} <= set(paper), claim["id"]
     for claim in claims:
         if "laptop" in claim["tiers"]:
-            assert claim_experiments(claim) <= set(EXPERIMENTS), claim["id"]
-            assert all(EXPERIMENTS[n].family in cfg.reproduce.backbones for n in claim_experiments(claim))
+            assert claim_experiments(MEIT, claim) <= set(EXPERIMENTS), claim["id"]
+            assert all(EXPERIMENTS[n].family in cfg.reproduce.backbones for n in claim_experiments(MEIT, claim))
 
 
 def test_a_claim_brings_what_it_starts_from(cfg, claims, monkeypatch, tmp_path):
