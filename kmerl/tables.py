@@ -14,9 +14,8 @@ from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_claims, draw_losses
 from shared.metrics.scorecard import control
-from shared.metrics.six_tasks import items_of, task_metrics
-from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
-from shared.runs.tasks import read_labels
+from shared.runs.evidence import Scored, describe, folder, run_folders, run_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
     "K-MERL": "kmerl@{}",
@@ -46,7 +45,9 @@ ABLATIONS = {
     "entity labels of other records": "permuted-entities",
     "random weights": "random-init",
 }
-ABBREVIATED = "AUROC, macro over classes, mean over tasks, x 1; [95 % interval over patients and seeds]."
+
+
+PROTOCOLS = {"labels corrected": "kmerl", "labels as published": "as-published"}
 
 
 def key_of(pattern: str, lead_set: str) -> str:
@@ -79,14 +80,6 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
     return rows
 
 
-def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[str, dict[str, tuple]], note="") -> dict:
-    """rows: label -> {column key -> level}; columns: key -> heading. Absent cells are None."""
-    shown = {k: h for k, h in columns.items() if any(k in cells for cells in rows.values())}
-    body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
-    columns = ["model", *shown.values()]
-    return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or ABBREVIATED}
-
-
 def lead_set_table(scored: dict[str, Scored]) -> dict:
     rows = {}
     for label, pattern in METHODS.items():
@@ -112,7 +105,7 @@ def task_table(scored: dict[str, Scored]) -> dict:
             rows[label] = {m: scored[key].level(m) for m in scored[key].scores}
             columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in scored[key].scores}
     note = (
-        ABBREVIATED + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name, as the "
+        AUROC_NOTE + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name, as the "
     )
     note += "dictionary of kmerl/entities.yaml reads it, stands for training entities only, or does not."
     return level_table("tasks", "Zero-shot per task, 12 leads", columns, rows, note)
@@ -189,39 +182,10 @@ def real_table(scored: dict[str, Scored]) -> dict:
                     cells[lead_set], data[kind] = scored[key].level("auroc"), describe(scored[key])
             rows[f"{label}, {'probe (superclass)' if kind else 'zero-shot'}"] = cells
     note = (
-        f"{ABBREVIATED} Zero-shot ({data.get('', 'not run')}): mean over the four PTB-XL tasks, nothing tuned on real "
+        f"{AUROC_NOTE} Zero-shot ({data.get('', 'not run')}): mean over the four PTB-XL tasks, nothing tuned on real "
     )
     note += f"records. Probe ({data.get('oof:', 'not run')}): superclass. Encoders pre-trained on simulated records."
     return level_table("real", "Real ECGs of PTB-XL", {s: s for s in CLINICAL_SETS}, rows, note)
-
-
-def protocol_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
-    """F1 and accuracy of the first seed with thresholds chosen on the test part (as published) and on validation."""
-    seed, rows = cfg.reproduce.seeds[0], []
-    for label, name in {"labels corrected": "kmerl", "labels as published": "as-published"}.items():
-        if f"{name}@{ALL_LEADS}~val" not in scored:
-            continue
-        labels = read_labels(cfg, facts["runs"][f"{name}/seed{seed}"]["data_hash"])
-        table = read_predictions(cfg, name, seed)
-        _, _, test = items_of(table[table.input == ALL_LEADS], labels)
-        _, _, val = items_of(table[table.input == f"{ALL_LEADS}~val"], labels)
-        for task, (_, y, s) in test.items():
-            published, _ = task_metrics(y, s, "as_published")
-            corrected, info = task_metrics(y, s, "corrected", val[task][1:] if task in val else None)
-            wanted = [published.get("oracle_macro_f1"), corrected.get("macro_f1"), published.get("accuracy_strict")]
-            wanted += [corrected.get("accuracy"), corrected["macro_auroc"]]
-            values = [None if m is None else m.value for m in wanted]
-            rows.append([f"{task}, {label}", len(y), f"{len(info['classes'])} of {y.shape[1]}", *values])
-    columns = ["task", "records", "classes scored", "F1, threshold from test (as published)", "F1, from validation",
-               "accuracy, >, threshold from test (as published)", "accuracy, from validation", "AUROC"]  # fmt: skip
-    note = "First seed. A class without positives, or without negatives, in the test part has no AUROC and is left out."
-    return {
-        "id": "protocols",
-        "title": "As published against corrected",
-        "columns": columns,
-        "rows": rows,
-        "note": note,
-    }
 
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
@@ -232,7 +196,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         ablation_table(scored),
         supervised_table(scored),
     ]
-    found += [probe_table(scored, cfg), real_table(scored), protocol_table(cfg, scored, facts)]
+    found += [probe_table(scored, cfg), real_table(scored), protocol_table(cfg, facts, PROTOCOLS)]
     found.append(run_table(facts, entities="n_entities", **{"distinct reports": "n_distinct_texts"}))
     return [table for table in found if table["rows"]]
 

@@ -134,7 +134,8 @@ def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.normalise]
-    content += [cfg.data.instructions, cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed, cfg.eval.inputs]
+    content += [prompt_instruction(cfg.data.instructions), cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed]
+    content += [cfg.eval.inputs]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

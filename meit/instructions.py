@@ -11,7 +11,9 @@ after a change of the parts run `python -m meit.instructions`.
 
 from pathlib import Path
 
-FIXED_INSTRUCTION = "Describe what this 12-lead ECG shows in a short clinical report."
+# A sentence that no record of `corrected` trains with, made of words that the pool holds: the small tiers' language
+# models know no others. With two new words (10 of 31 prompt tokens, embeddings as drawn) GPT-NeoX did not read the ECG.
+FIXED_INSTRUCTION = "Give me a short clinical account of what can be seen in this ECG."
 
 POOL_FILE = Path(__file__).with_name("instructions.txt")
 

@@ -131,8 +131,9 @@ def attention_table(facts: dict) -> dict:
     """How much each layer looks at the ECG: softmax mass on its column, and the norms of its key and value."""
     rows = []
     for name, run in sorted(facts["runs"].items()):
-        for i, layer in enumerate(zip(*run.get("attention", {}).values(), strict=True)):
-            rows.append([name, i + 1, *layer])
+        if "attention" in run:
+            layers = zip(*(run["attention"][key] for key in ("mass", "k_norm", "v_norm")), strict=True)
+            rows += [[name, i, *layer] for i, layer in enumerate(layers, 1)]
     columns = ["run", "layer", "attention on the ECG", "key norm", "value norm"]
     return {"id": "attention", "title": "What the layers do with the ECG vector", "columns": columns, "rows": rows}
 

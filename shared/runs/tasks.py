@@ -21,7 +21,7 @@ from rich.progress import track
 
 from shared.ecg.downstream import VAL, Downstream, probe_scores
 from shared.metrics.interval import interval
-from shared.metrics.six_tasks import average, items_of, metrics_of
+from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig
 from shared.runs.evidence import Scored, folder, read_predictions
 
@@ -167,3 +167,45 @@ def mean_of(entries: list[Scored]) -> Scored:
     scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
     base = first.ids, first.patients, first.source, first.data_hash, first.n_folds
     return Scored(scores, *base, n_records=first.n_records)
+
+# --- tables ---
+
+AUROC_NOTE = "AUROC, macro over classes, mean over tasks, x 1; [95 % interval over patients and seeds]."
+
+
+def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[str, dict[str, tuple]], note="") -> dict:
+    """rows: label -> {column key -> level}; columns: key -> heading. Absent cells are None."""
+    shown = {k: h for k, h in columns.items() if any(k in cells for cells in rows.values())}
+    body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
+    columns = ["model", *shown.values()]
+    return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or AUROC_NOTE}
+
+
+def protocol_table(cfg: RunConfig, facts: dict, runs: Mapping[str, str]) -> dict:
+    """F1 and accuracy of the first seed with thresholds chosen on the test part (as published) and on validation.
+
+    runs: label -> experiment that has scores of the validation part, `<input>~val`; others are left out.
+    """
+    seed, rows = cfg.reproduce.seeds[0], []
+    for label, name in runs.items():
+        if f"{name}/seed{seed}" not in facts["runs"]:
+            continue
+        labels = read_labels(cfg, facts["runs"][f"{name}/seed{seed}"]["data_hash"])
+        table = read_predictions(cfg, name, seed)
+        val_input = next((i for i in table.input.unique() if i.endswith(VAL) and ":" not in i), None)
+        if val_input is None:
+            continue
+        _, _, test = items_of(table[table.input == val_input.removesuffix(VAL)], labels)
+        _, _, val = items_of(table[table.input == val_input], labels)
+        for task, (_, y, s) in test.items():
+            published, _ = task_metrics(y, s, "as_published")
+            corrected, info = task_metrics(y, s, "corrected", val[task][1:] if task in val else None)
+            wanted = [published.get("oracle_macro_f1"), corrected.get("macro_f1"), published.get("accuracy_strict")]
+            wanted += [corrected.get("accuracy"), corrected["macro_auroc"]]
+            values = [None if m is None else m.value for m in wanted]
+            rows.append([f"{task}, {label}", len(y), f"{len(info['classes'])} of {y.shape[1]}", *values])
+    columns = ["task", "records", "classes scored", "F1, threshold from test (as published)", "F1, from validation",
+               "accuracy, >, threshold from test (as published)", "accuracy, from validation", "AUROC"]  # fmt: skip
+    note = "First seed. A class without positives, or without negatives, in the test part has no AUROC and is left out."
+    title = "As published against corrected"
+    return {"id": "protocols", "title": title, "columns": columns, "rows": rows, "note": note}

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+from meit.data import prompt_text, train_tokenizer
 from meit.instructions import FIXED_INSTRUCTION, OBJECTS, OPENERS, STYLES, VERBS, compose, instruction_pool
 
 
@@ -47,3 +48,15 @@ def test_each_is_one_short_english_sentence_about_an_ecg():
 
 def test_the_fixed_instruction_is_not_in_the_pool():
     assert FIXED_INSTRUCTION not in instruction_pool()
+
+
+def test_every_token_of_the_fixed_instruction_is_trained():
+    # a small language model has seen the pool and reports only: another token keeps the embedding it was drawn with
+    pool = instruction_pool()
+    reports = ["sinus rhythm. normal ecg", "atrial fibrillation. left axis deviation. abnormal ecg"] * 500
+    tokenizer = train_tokenizer(reports + [prompt_text(text) for text in pool])
+    seen = {token for ids in tokenizer([prompt_text(text) for text in pool]).input_ids for token in ids}
+    prompt = tokenizer(prompt_text(FIXED_INSTRUCTION)).input_ids
+    assert set(prompt) <= seen, tokenizer.convert_ids_to_tokens(sorted(set(prompt) - seen))
+    closest = max(len(_tokens(FIXED_INSTRUCTION) & t) / len(_tokens(FIXED_INSTRUCTION) | t) for t in map(_tokens, pool))
+    assert closest < 0.7, "the fixed instruction is one of the pool in other words"
