@@ -4,7 +4,7 @@ PY := .venv/bin/python
 TIER ?= laptop
 DATA_ROOT ?= data/official
 export DATA_ROOT
-PAPERS := meit kmerl
+PAPERS := meit kmerl supreme
 DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits
 
 .DEFAULT_GOAL := help
@@ -49,6 +49,7 @@ plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at pape
 
 DATA_meit := mimic-iv-ecg ptb-xl
 DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
+DATA_supreme := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
 	$(PY) -m shared.download --check $(DATA_$*)
 

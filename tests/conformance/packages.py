@@ -46,6 +46,12 @@ PACKAGES = {
         blow_up=("--train.lr=1e30",),
         joined=True,
     ),
+    "supreme": Package(
+        name="supreme",
+        train=(),
+        no_norm=("--model.cfn_dropout=0",),
+        blow_up=("--train.lr=1e30",),
+    ),
 }
 
 

@@ -1,0 +1,140 @@
+"""How good the extracted labels are: against what the simulator drew, and against real PTB-XL reports.
+
+    python -m supreme.extract --agreement
+
+Simulated: the truth is the list of findings that each ECG was drawn with (truth.parquet). It knows no doubt: a report
+hedges only findings that were drawn, so that `definite` alone must miss some, and `definite or hedged` shows whether
+anything was overlooked. Real: SCP codes, which are not what the reports say (how they differ:
+shared.metrics.findings_validation), per language of the report; and reports read by hand, which are. All of them speak
+in the findings of shared.ecg.codes. Patients on whose reports the shared lexicon was shaped are left out; what
+`lexicon.yaml` adds may have been shaped on others, so that real reports are not a wholly unseen set.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared.ecg import mimic_iv_ecg, simulate
+from shared.ecg.codes import FINDINGS
+from shared.metrics import findings_validation as validation
+from shared.runs.config import data_root
+from supreme.extract import ExtractConfig, extraction
+from supreme.labels import counting
+from supreme.terminology import findings_of
+from supreme.thresholds import small_encoder
+
+SAID = {"": ("definite",), "_hedged": ("definite", "hedged")}
+BY_HAND = Path(validation.RESULT).parents[1] / "tests" / "shared" / "findings_read_by_hand.csv"
+# Words that only one language of PTB-XL has; a report goes to the language with the most of them.
+LANGUAGES = {
+    "de": r"\w*rhythmus|lagetyp|\w*typ|\w*infarkt|alter|alt|nicht|\w*schenkelblock|normales|\w*hypertrophie|vorhof\w*|"
+    r"unspezifisch\w*|verdacht|\w*senkung|\w*hebung|\w*spannung|\w*block|kein\w*|\w*systole|unbest\w*|wahrscheinlich|ekg",
+    "en": r"rhythm|normal|axis|waves?|infarct\w*|is|are|with|the|left|right|changes?|no|ecg|of|in|possible|age|be|t|st",
+    "sv": r"\w*rytm|v[aä]nster|h[oö]ger|f[oö]rmaks\w*|\w*sk[aä]nkelblock|ej|inga|och|normalt|\w*axel|\w*h[oö]jning|"
+    r"b[oö]r|\w*[oö]verv[aä]gas|ospecifik\w*|[aå]lder|avvikande|\w*f[oö]r[aä]ndring\w*|sannolikt|f[oö]rdr[oö]jd|d[aå]lig",
+}
+
+
+# --- what reports say, in findings ---
+
+
+def said(reports: Sequence[str], encode: Callable, cfg: ExtractConfig) -> dict[str, np.ndarray]:
+    """Column suffix of SAID -> bool [n, F]: does a report state the finding so? Wider terms are not added."""
+    found, number, out = extraction(cfg, reports, encode), {name: i for i, name in enumerate(FINDINGS)}, {}
+    for key, certainties in SAID.items():
+        rows = []
+        for reading, terms in zip(found.readings, found.found, strict=True):
+            stated = {t.id for e, t in zip(reading.entities, terms, strict=True) if t and e.certainty in certainties}
+            rows.append(sorted({number[f] for id_ in stated for f in findings_of(id_)}))
+        out[key] = ((found.of_report @ counting(rows, len(FINDINGS))) > 0).toarray()
+    return out
+
+
+def compare(
+    reports: Sequence[str], truth: np.ndarray, encode: Callable, cfg: ExtractConfig, unsure: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Per finding: n (records that have it), precision and recall of `definite`, then of definite or hedged.
+
+    truth, unsure: bool [n, F]; where unsure, a record is left out for that finding. The last row, "micro", pools the
+    findings that any record has. NaN where nothing stands below the line.
+    """
+    counts_in = np.ones_like(truth) if unsure is None else ~unsure
+    known = (truth & counts_in).any(0)
+    n = (truth & counts_in).sum(0)
+    table = pd.DataFrame({"finding": [*FINDINGS, "micro"], "n": [*n, n.sum()]})
+    for key, ours in said(reports, encode, cfg).items():
+        ours = ours & counts_in
+        tp, yes = (ours & truth).sum(0), ours.sum(0)
+        tp, yes = np.append(tp, tp[known].sum()), np.append(yes, yes[known].sum())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table[f"precision{key}"], table[f"recall{key}"] = tp / yes, tp / table.n.to_numpy()
+    return table
+
+
+def _matrix(findings: Sequence[set[str]]) -> np.ndarray:
+    return np.array([[name in row for name in FINDINGS] for row in findings], dtype=bool).reshape(-1, len(FINDINGS))
+
+
+def agreement(
+    root: Path | None = None, n_records: int = 2000, seed: int = 7, encode: Callable | None = None,
+    cfg: ExtractConfig | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """`compare` on simulated records. root: a simulated mimic-iv-ecg tree; None writes one of `n_records`."""
+    if root is None:
+        with tempfile.TemporaryDirectory() as folder:
+            simulate.write("mimic-iv-ecg", Path(folder) / "tree", n_records, seed, fs_hz=100)
+            return agreement(Path(folder) / "tree", encode=encode, cfg=cfg)
+    index = mimic_iv_ecg.read_index(root).set_index("record_id")
+    truth = pd.read_parquet(Path(root) / "truth.parquet").set_index("record_id").findings
+    drawn = _matrix([set(findings) for findings in truth])
+    return compare(index.report[truth.index].tolist(), drawn, encode or small_encoder(), cfg or ExtractConfig())
+
+
+# --- real reports ---
+
+
+def language(report: str) -> str:
+    """ "de", "en", "sv", or "?" where the words do not tell."""
+    words = re.findall(r"[^\W\d_]+", report.lower())
+    n = {key: sum(re.fullmatch(pattern, word) is not None for word in words) for key, pattern in LANGUAGES.items()}
+    first, second = sorted(n.values(), reverse=True)[:2]
+    return max(n, key=n.get) if first > second else "?"
+
+
+def real_agreement(root: Path, encode: Callable | None = None, cfg: ExtractConfig | None = None) -> pd.DataFrame:
+    """`compare` on PTB-XL under `root` (DATA_ROOT), with a column `against`: SCP codes by language of the report, codes
+    of reports that others put into English, and reports read by hand (all, and the sample that corrected nothing)."""
+    encode, cfg, tables = encode or small_encoder(), cfg or ExtractConfig(), {}
+    for sources, name in ((("form_8988rows", "ptbxl_350"), ""), (("english_500",), "codes, English version")):
+        rows = validation.held_out(root, sources)
+        spoken = rows.report.map(language) if not name else pd.Series("", rows.index)
+        for key in sorted(set(spoken)):
+            part = rows[spoken == key]
+            sure, unsure = map(_matrix, validation.ptbxl_labels(part))
+            tables[name or f"codes, {key} ({len(part)})"] = compare(part.report.tolist(), sure, encode, cfg, unsure)
+    if BY_HAND.exists():
+        for samples, name in (((1, 2, 3), "read by hand"), (validation.UNTOUCHED_SAMPLES, "read by hand, untouched")):
+            texts, findings = validation.read_by_hand(root, BY_HAND, samples)
+            tables[f"{name} ({len(texts)})"] = compare(texts, _matrix(findings), encode, cfg)
+    return pd.concat([table.assign(against=name) for name, table in tables.items()], ignore_index=True)
+
+
+def print_agreement() -> pd.DataFrame:
+    """Simulated first; PTB-XL where DATA_ROOT holds it."""
+    table = agreement()
+    print("Simulated MIMIC-IV-ECG, against what was drawn:")
+    print(table.to_string(index=False, float_format="%.3f"))
+    root = data_root()
+    missing = [file for file in validation.SOURCES.values() if not (root / file).exists()]
+    if missing:
+        print(f"\nPTB-XL: not measured, {root} has no {', '.join(missing)}")
+        return table
+    real = real_agreement(root)
+    for name, part in real.groupby("against", sort=False):
+        print(f"\nPTB-XL, {name}:")
+        print(part[part.n > 0].drop(columns="against").to_string(index=False, float_format="%.3f"))
+    return pd.concat([table.assign(against="simulated"), real], ignore_index=True)

@@ -1,0 +1,117 @@
+"""Losses of SuPreME and its baselines (reference: M5), each the same on W processes as on one with the joined batch.
+
+Under data parallelism a process contributes its share so that the MEAN over processes of the returned losses, and of
+their gradients (what DDP and DeepSpeed take), equal one process with all records.
+"""
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+MAX_POS_WEIGHT = 20.0
+
+
+def bce(
+    logits: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, pos_weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """sum(mask * BCE) / sum(mask) over the records of all processes; logits, y in [0, 1] and mask (bool): [B, L].
+
+    pos_weight [L] multiplies the positive part of a label. What y holds where mask is False does not matter.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        target = y.float().masked_fill(~mask, 0)
+        weight = None if pos_weight is None else pos_weight.float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none", pos_weight=weight)
+        return _masked_mean(loss, mask)
+
+
+def asymmetric(
+    logits: torch.Tensor,
+    y: torch.Tensor,
+    mask: torch.Tensor,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    shift: float = 0.05,
+) -> torch.Tensor:
+    """Asymmetric loss (Ridnik et al., ICCV 2021, eq. 7), its mean over unmasked labels; values as theirs for MS-COCO.
+
+    Positives: -(1 - p)^gamma_pos log p. Negatives: -q^gamma_neg log(1 - q) with q = max(p - shift, 0), so that those
+    which are already below the shift add nothing.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        x, target = logits.float(), y.float().masked_fill(~mask, 0)
+        p = x.sigmoid()
+        q = (p - shift).clamp(min=0)
+        positive = -((1 - p) ** gamma_pos) * F.logsigmoid(x)
+        negative = -(q**gamma_neg) * torch.log1p(-q)
+        return _masked_mean(target * positive + (1 - target) * negative, mask)
+
+
+def pos_weight(counts: torch.Tensor) -> torch.Tensor:
+    """min(sqrt(negatives / positives), 20) per label; counts int64 [2, L]: positives, negatives."""
+    positive, negative = counts.float()
+    return (negative / positive.clamp(min=1)).sqrt().clamp(max=MAX_POS_WEIGHT)
+
+
+def count_labels(y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Positives and negatives among the unmasked labels y [B, L] of all processes: int64 [2, L]; 0.5 is neither."""
+    counts = torch.stack([((y > 0.5) & mask).sum(0), ((y < 0.5) & mask).sum(0)])
+    if world() > 1:
+        dist.all_reduce(counts)
+    return counts
+
+
+def _masked_mean(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Processes may hold different numbers of masked labels: each divides its sum by the mean number per process."""
+    count = mask.sum().float()
+    if world() > 1:
+        dist.all_reduce(count)
+    return (loss * mask).sum() * world() / count.clamp(min=1)
+
+
+def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
+    """SUM of the two directions of InfoNCE (as in MERL, not their mean) between unit rows a and b, both [B, d].
+
+    Positives are rows of equal number, negatives all other rows of all processes; each process needs the same B.
+    """
+    with torch.autocast(a.device.type, enabled=False):  # 8 bits of mantissa are too few for cosines / 0.07
+        a, b = a.float(), b.float()
+        target = torch.arange(len(a), device=a.device) + len(a) * rank()
+        from_a = F.cross_entropy(a @ gather(b).T / temperature, target)
+        return from_a + F.cross_entropy(b @ gather(a).T / temperature, target)
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Rows of unit length, in float32."""
+    return F.normalize(x.float(), dim=-1)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes. The gradient of a process's rows is the sum of what all processes ask of them."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world())[rank()]
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """x [B, ...] of every process -> [W * B, ...], in the order of ranks, with gradients; x itself in one process."""
+    return _Gather.apply(x) if world() > 1 else x
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if world() > 1 else 0
