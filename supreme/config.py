@@ -4,7 +4,7 @@
 the README lists the values that the paper leaves unknown.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from shared.ecg.tasks import TASKS
@@ -78,6 +78,11 @@ class Config(RunConfig):
 
     PAPER: ClassVar[str] = "supreme"
     TRAINED: ClassVar[tuple[str, ...]] = ("data", "extract", "text", "model", "ssl", "train")
+    NEUTRAL: ClassVar[tuple[tuple[str, str], ...]] = (
+        *RunConfig.NEUTRAL,
+        *(("extract", key) for key in ("batch", "workers", "timeout_s", "backoff_s", "reviewed")),
+        ("text", "batch"),
+    )
 
     @property
     def n_samples(self) -> int:
@@ -85,7 +90,9 @@ class Config(RunConfig):
 
     def decisive(self) -> dict:
         shared = {k: getattr(self.reproduce, k) for k in ("seeds", "overrides")}
-        return shared | {"tasks": self.eval.tasks, "simulate": vars(self.eval.simulate or SimulateConfig(0, 0, 0))}
+        shared |= {"tasks": self.eval.tasks, "variant": self.eval.variant, "texts": self.eval.texts}
+        shared |= {"probe": asdict(self.eval.probe)}
+        return shared | {"simulate": vars(self.eval.simulate or SimulateConfig(0, 0, 0))}
 
 
 def parse(args: list[str] | None = None) -> Config:

@@ -26,7 +26,7 @@ from supreme.config import Config, parse
 from supreme.inputs import Input, expand
 from supreme.prep import Pretraining, prepare, prepare_tasks, text_encoder
 from supreme.queries import class_texts
-from supreme.terminology import Term, relation
+from supreme.terminology import Term, ancestors, find, relation
 
 
 @dataclass
@@ -75,13 +75,21 @@ class Evaluation(TaskEvaluation):
         return slice(start, start + sizes[dataset])
 
 
-def class_kinds(downstream: dict[str, Downstream], terms: list[Term]) -> dict[str, list[str]]:
-    """Task -> per class seen, related or unseen: is what it is called a training term, near one, or neither (M6)?"""
+def class_kinds(downstream: dict[str, Downstream], terms: list[Term], hold_out: list[str]) -> dict[str, list[str]]:
+    """Task -> per class its kind: seen, related or unseen by what it is called (`relation`, M6), or held_out."""
     return {
-        name: [relation(c.description, terms) for c in task.classes]
+        name: [kind_of(c.description, terms, hold_out) for c in task.classes]
         for release in downstream.values()
         for name, task in release.tasks.items()
     }
+
+
+def kind_of(text: str, terms: list[Term], hold_out: list[str]) -> str:
+    """held_out where the class, or something wider, was taken out of the labels (`extract.hold_out`)."""
+    found = find(text)
+    if found is not None and {found.id, *ancestors(found.id)} & set(hold_out):
+        return "held_out"
+    return relation(text, terms)
 
 
 def prevalence(release: Downstream) -> np.ndarray:
@@ -104,14 +112,19 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     return Evaluation(cfg, model, downstream, queries, prior), data
 
 
-def evaluation_hash(cfg: Config, evaluation: Evaluation, data_hash: str, checkpoint: Path) -> str:
-    """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's."""
+def evaluation_hash(
+    cfg: Config, evaluation: Evaluation, data: Pretraining, kinds: dict, data_hash: str, checkpoint: Path
+) -> str:
+    """Identifies weights, data, queries, kinds of classes and inputs. Raises ValueError where the run's weights are
+    another config's or stand on other data."""
     trained = json.loads((checkpoint.parent / "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
+    if cfg.eval.checkpoint is None and trained["data_hash"] != data.data_hash:
+        raise ValueError(f"{checkpoint} was trained on other records, labels or text vectors; train again")
     content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
     queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
-    return hash_of([content, data_hash, queries, cfg.seed])
+    return hash_of([content, data_hash, queries, kinds, cfg.seed])
 
 
 def main(args: list[str] | None = None) -> Path:
@@ -125,8 +138,9 @@ def main(args: list[str] | None = None) -> Path:
     start = time.perf_counter()
     evaluation, data = setup(cfg, checkpoint)
     data_hash = downstream_hash(evaluation.downstream)
+    kinds = class_kinds(evaluation.downstream, data.terms, cfg.extract.hold_out)
     identity = {
-        "evaluation_hash": evaluation_hash(cfg, evaluation, data_hash, checkpoint),
+        "evaluation_hash": evaluation_hash(cfg, evaluation, data, kinds, data_hash, checkpoint),
         "scored_by": [cfg.eval.n_boot],
     }
     if file.exists() and identity.items() <= json.loads(file.read_text()).items():
@@ -139,9 +153,8 @@ def main(args: list[str] | None = None) -> Path:
     labels = labels_table(evaluation.downstream)
     labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
     source = next(iter(evaluation.downstream.values())).packed.source
-    kinds = class_kinds(evaluation.downstream, data.terms)
     summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "kinds": kinds}
-    summary["metrics"] = summary_of(table, labels, kinds, cfg.eval.n_boot)
+    summary["metrics"] = summary_of(table, labels, kinds, cfg.eval.n_boot, chance=True)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
     file.write_text(dumps(summary))
     first = next(iter(summary["metrics"].items()))

@@ -30,7 +30,6 @@ from supreme.terminology import Term
 from supreme.terminology import version as terminology_version
 
 Encode = Callable[[list[str]], np.ndarray]  # texts -> [n, d]
-VERSION = 1  # of stages 3 to 6: labels on disk of another version are made anew
 
 
 @dataclass
@@ -165,8 +164,14 @@ def _identity(cfg: ExtractConfig, reports: Sequence[str], encode: Encode) -> dic
         "reader": rules.version() if cfg.backend == "rules" else prompt.version(cfg.verify),
         "terminology": terminology_version(),
         "encoder": sha256(probe.tobytes()).hexdigest()[:16],
-        "version": VERSION,
+        "stages": sources("statements", "merge", "mapping", "labels"),
     }
+
+
+def sources(*modules: str) -> str:
+    """Hash of modules of this package: labels on disk that other code made are made anew."""
+    folder = Path(__file__).parent
+    return sha256(b"".join((folder / f"{name}.py").read_bytes() for name in modules)).hexdigest()[:12]
 
 
 def _counts(found: Extraction, n_reports: int) -> dict:

@@ -1,6 +1,6 @@
 """SuPreME (reference: M3 to M6): lead-wise encoder, Cardiac Fusion Network, supervision by labels from reports.
 
-    model = SupremeModel.build(ModelConfig(), None, n_samples=5000, d_text=768, n_classes=295)
+    model = SupremeModel.build(ModelConfig(), None, n_samples=5000, d_text=768, n_classes=len(terms))
     model(ecg, y, mask, queries).loss           # ecg [B, 12, T] in mV; y, mask [B, L]; queries [L, d_text]: the terms
     model.eval().scores(ecg, class_vectors)     # zero-shot: other texts in place of the terms
 

@@ -58,7 +58,7 @@ class PlanConfig:
     ssl: SslConfig = field(default_factory=SslConfig)
     n_samples: int = 5000
     n_terms: int = field(default_factory=lambda: len(terminology()))
-    train_share: float = 0.98
+    train_share: float = 0.8
     epochs: float = 20
     steps: int = 0
     global_batch: int = 1024

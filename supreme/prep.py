@@ -35,7 +35,7 @@ class Pretraining:
     y: np.ndarray  # float32 [n, L]
     mask: np.ndarray  # bool [n, L], False = not in the loss
     term_vectors: np.ndarray  # float32 [L, d_text]
-    text_vectors: np.ndarray  # float32 [n_distinct, d_text], one per distinct report
+    text_vectors: np.ndarray  # float32 [n_distinct, d_text], one per distinct report; one row where no model reads any
     text_of: np.ndarray  # int [n], row of text_vectors
     split_sha256: str
     data_hash: str
@@ -49,15 +49,17 @@ def prepare(cfg: Config) -> Pretraining:
         return labelled(cfg)
     tree, table = training_records(cfg)
     split = with_split(tree, cfg.data.split, cfg.data.split_seed)
-    reports = table.report.tolist()
     labels = extracted(cfg, tree, table)
     y, mask = labels.y, labels.mask
     if cfg.data.permute_labels:
         order = np.random.default_rng(cfg.seed).permutation(len(y))
         y, mask = y[order], mask[order]
     vectors = text_encoder(cfg)
-    distinct, text_of = np.unique(np.array(reports, dtype=object), return_inverse=True)
-    content = hashlib.sha256(y.tobytes() + mask.tobytes()).hexdigest()
+    distinct, text_of = [""], np.zeros(len(table), int)  # only MERL reads whole reports
+    if cfg.model.method == "merl":
+        distinct, text_of = np.unique(np.array(table.report, dtype=object), return_inverse=True)
+    term_vectors, text_vectors = vectors([t.preferred for t in labels.terms]), vectors(list(distinct))
+    content = hashlib.sha256(b"".join(a.tobytes() for a in (y, mask, term_vectors, text_vectors))).hexdigest()
     return Pretraining(
         stores=[tree.store],
         store_of=np.zeros(len(table), int),
@@ -66,8 +68,8 @@ def prepare(cfg: Config) -> Pretraining:
         terms=labels.terms,
         y=y,
         mask=mask,
-        term_vectors=vectors([t.preferred for t in labels.terms]),
-        text_vectors=vectors(distinct.tolist()),
+        term_vectors=term_vectors,
+        text_vectors=text_vectors,
         text_of=text_of,
         split_sha256=split.split_sha256,
         data_hash=hash_of([split.data_hash, cfg.data.share, [t.id for t in labels.terms], content]),

@@ -12,8 +12,11 @@ BEST = "best-essl"
 
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
-    """`name@input` -> Scored, for every experiment in the results folder; `best-essl@probe:ecg <ratio>`."""
-    scored = tasks.score_all(cfg, facts, lambda run: run["kinds"])
+    """`name@input` -> Scored, for every experiment in the results folder; `best-essl@probe:ecg <ratio>`.
+
+    A class that a probe could not learn from few labels counts as chance: zero-shot is scored on all classes.
+    """
+    scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True)
     scored |= probe_means(scored)
     return scored | best_essl(scored)
 

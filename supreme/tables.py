@@ -10,7 +10,7 @@ from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_claims, draw_losses
 from shared.metrics.scorecard import control, dumps
 from shared.runs.config import data_root
-from shared.runs.evidence import Scored, describe, folder, run_folders, run_table
+from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from supreme.agreement import agreement, real_agreement
 from supreme.config import Config, parse
@@ -58,7 +58,13 @@ ABLATIONS = {
 }
 TEXTS = {"short": "supreme", "as in the authors' figure": "texts-figure", "long": "texts-long", "codes": "texts-code"}
 PROTOCOLS = {"labels corrected": "supreme", "labels as published": "as-published"}
-KINDS = {"auroc": "all", "auroc_seen": "seen", "auroc_related": "related", "auroc_unseen": "unseen"}
+KINDS = {
+    "auroc": "all",
+    "auroc_seen": "seen",
+    "auroc_related": "related",
+    "auroc_unseen": "unseen",
+    "auroc_held_out": "held out",
+}
 RATIOS = ("0.01", "0.1", "1")
 
 
@@ -86,7 +92,7 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
     return rows
 
 
-def method_table(scored: dict[str, Scored]) -> dict:
+def method_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
     """Zero-shot, and linear probes by share of the labels."""
     rows = {}
     for label, name in METHODS.items():
@@ -99,8 +105,24 @@ def method_table(scored: dict[str, Scored]) -> dict:
     names = {name: label for label, name in METHODS.items()}
     n_run = sum(f"{name}@probe:ecg 0.1" in scored for name in ESSL)
     said = "; ".join(f"{100 * float(r):g} %: {names[c]}" for r, c in chosen.items() if c)
-    note = f"{AUROC_NOTE} Best self-supervised method on validation, of {n_run} that were run: {said or 'none'}."
+    note = (
+        f"{AUROC_NOTE} Best self-supervised method on validation, of {n_run} that were run: {said or 'none'}. A class "
+    )
+    note += "that a probe cannot learn from its few labels counts as chance. " + learnt(cfg, facts)
     return level_table("methods", "Zero-shot against linear probes", columns, rows, note)
+
+
+def learnt(cfg: Config, facts: dict) -> str:
+    """How many class slots the probes of the first seed could learn, per share of the labels."""
+    seed = cfg.reproduce.seeds[0]
+    name = next((n for n in METHODS.values() if n in ESSL and f"{n}/seed{seed}" in facts["runs"]), None)
+    if name is None:
+        return ""
+    table, counts = read_predictions(cfg, name, seed), []
+    for kind, rows in table[~table.input.str.contains("~")].groupby("input", sort=False):
+        known = [~np.isnan(np.stack(part.prediction).astype(float)).all(0) for _, part in rows.groupby("dataset")]
+        counts.append(f"{sum(map(np.sum, known))} of {sum(map(len, known))} class slots by {kind}")
+    return f"Learnt: {', '.join(counts)}."
 
 
 def task_table(scored: dict[str, Scored]) -> dict:
@@ -122,13 +144,18 @@ def kind_table(scored: dict[str, Scored]) -> dict:
         "SuPreME": "supreme@ecg",
         "five conditions held out": "held-out@ecg",
         "the same, another record's ECG": "held-out@ecg~shuffled",
+        "the same, another class's text": "held-out@ecg~texts",
         "SuPreME, untrained": "random-init@ecg",
         "MERL's losses": "merl@ecg",
     }.items():
         if key in scored:
             rows[label] = {m: scored[key].level(m) for m in KINDS if m in scored[key].scores}
-    note = (
-        AUROC_NOTE + " Seen: the class's text maps to a training term; related: to a parent, child or sibling of one."
+    note = f"{AUROC_NOTE} Seen: the class's text is that of a training term of the run; related: of a parent, child or "
+    note += (
+        "sibling of one; held out: taken out of the labels; unseen: none of these, by name (its ECG may well be that "
+    )
+    note += (
+        "of a training term: abnormal Q waves, infarction). Rows of other label sets have other classes in a column."
     )
     return level_table("kinds", "Zero-shot on seen, related and unseen conditions", KINDS, rows, note)
 
@@ -174,7 +201,7 @@ def extraction_tables(cfg: Config) -> list[dict]:
 
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    found = [method_table(scored), task_table(scored), kind_table(scored)]
+    found = [method_table(cfg, scored, facts), task_table(scored), kind_table(scored)]
     found.append(simple_table(scored, "texts", "Zero-shot by the wording of the classes", TEXTS))
     found.append(simple_table(scored, "ablations", "Ablations and labels, zero-shot", ABLATIONS))
     found += [real_table(scored), *extraction_tables(cfg), protocol_table(cfg, facts, PROTOCOLS)]

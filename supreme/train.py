@@ -102,6 +102,8 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     train_set = EcgDataset(data)
+    if len(train_set) < cfg.train.micro_batch * int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(f"{len(train_set)} training records do not fill one batch: lower train.micro_batch")
     model = build(cfg.model, cfg.ssl, cfg.n_samples, data.term_vectors.shape[1], data.y.shape[1])
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and torch.cuda.is_available():  # statistics over the global batch, as on one GPU

@@ -158,7 +158,7 @@ def items_of(rows: pd.DataFrame, labels: pd.DataFrame) -> tuple[np.ndarray, np.n
 
 
 def metrics_of(
-    rows: pd.DataFrame, labels: pd.DataFrame, kinds: Mapping[str, Sequence[str]]
+    rows: pd.DataFrame, labels: pd.DataFrame, kinds: Mapping[str, Sequence[str]], chance: bool = False
 ) -> tuple[dict[str, Metric], np.ndarray]:
     """(metric name -> Statistic, patients) of one input.
 
@@ -166,8 +166,12 @@ def metrics_of(
     bootstrap draw takes or leaves all of them. Every metric counts the same items, whatever tasks it rests on.
     kinds: task -> kind of each class, such as "seen" or "unseen". auroc: mean over tasks of the macro AUROC;
     auroc_min10: the same over classes with at least 10 positives; auroc_<kind>: over classes of a kind; auroc:<task>.
+    chance: a class that a probe could not learn (NaN) counts as chance, 0.5, instead of being left out, so that what is
+    compared with it is scored on the same classes.
     """
     _, patients, parts = items_of(rows, labels)
+    if chance:
+        parts = {t: (i, y, np.nan_to_num(s)) for t, (i, y, s) in parts.items()}
     n, found = len(patients), {}
     groups = {"auroc": (parts, 1), "auroc_min10": (parts, FREQUENT)}
     for kind in sorted({k for classes in kinds.values() for k in classes}):

@@ -100,11 +100,13 @@ def predict_all(evaluation: TaskEvaluation, specs: Sequence[TaskInput], parts: P
     return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
 
 
-def summary_of(table: pd.DataFrame, labels: pd.DataFrame, kinds: Kinds, n_boot: int) -> dict[str, dict]:
-    """Input -> metric -> value, interval, number of rows and version of the metric."""
+def summary_of(
+    table: pd.DataFrame, labels: pd.DataFrame, kinds: Kinds, n_boot: int, chance: bool = False
+) -> dict[str, dict]:
+    """Input -> metric -> value, interval, number of rows and version of the metric; chance: see `metrics_of`."""
     found: dict[str, dict] = {}
     for name, rows in table.groupby("input", sort=False):
-        metrics, patients = metrics_of(rows, labels, kinds)
+        metrics, patients = metrics_of(rows, labels, kinds, chance)
         found[name] = {}
         for key in ("auroc", "auroc_min10"):
             if key in metrics:
@@ -121,8 +123,11 @@ def read_labels(cfg: RunConfig, data_hash: str) -> pd.DataFrame:
     return pd.read_parquet(folder(cfg) / "predictions" / f"labels-{data_hash}.parquet")
 
 
-def score_all(cfg: RunConfig, facts: dict, kinds_of: Callable[[dict], Kinds]) -> dict[str, Scored]:
-    """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`."""
+def score_all(
+    cfg: RunConfig, facts: dict, kinds_of: Callable[[dict], Kinds], chance: bool = False
+) -> dict[str, Scored]:
+    """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`; chance:
+    see `metrics_of`."""
     scored: dict[str, Scored] = {}
     names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
     labels: dict[str, pd.DataFrame] = {}
@@ -134,7 +139,7 @@ def score_all(cfg: RunConfig, facts: dict, kinds_of: Callable[[dict], Kinds]) ->
                 labels[data_hash] = read_labels(cfg, data_hash)
             for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
                 ids, _, _ = items_of(rows, labels[data_hash])
-                found, patients = metrics_of(rows, labels[data_hash], kinds_of(run))
+                found, patients = metrics_of(rows, labels[data_hash], kinds_of(run), chance)
                 folds = 10 if kind.startswith("oof:") else 1
                 n_records = len(rows[["dataset", "id"]].drop_duplicates())
                 new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)

@@ -48,7 +48,7 @@ PACKAGES = {
     ),
     "supreme": Package(
         name="supreme",
-        train=(),
+        train=("--model.method=byol",),  # slow targets and BatchNorm, which resume and ZeRO must carry along
         no_norm=("--model.cfn_dropout=0",),
         blow_up=("--train.lr=1e30",),
     ),

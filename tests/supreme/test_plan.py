@@ -116,10 +116,10 @@ def test_tokens_by_hand(counted):
 
 def test_steps_hours_and_bytes_by_hand():
     cfg = PlanConfig(gpus=4, peak_tflops={"X": 100.0}, utilisation=0.5, read_gb_s=2.0)
-    assert steps(cfg) == 738 * 20  # reference M5: 738 steps an epoch at batch 1,024
+    assert steps(cfg) == 602 * 20  # whole batches of 1,024 in 80 % of 771,693 reports
     assert steps(cfg, "supervised") == 37 * 20 and steps(replace(cfg, steps=600)) == 600
     computing, reading = hours(1e12, cfg, "X")
-    records = 738 * 20 * 1024
+    records = 602 * 20 * 1024
     assert computing == pytest.approx(records * 1e12 / (4 * 100e12 * 0.5) / 3600)
     assert reading == pytest.approx(records * 12 * 5000 * 2 / 2e9 / 3600)
     assert plan.disk_gb(cfg)["packed pre-training signals"] == pytest.approx(92.6, abs=0.05)  # reference, Data
@@ -144,8 +144,8 @@ def test_the_paper_config_is_planned(capsys, monkeypatch):
     settings = plan.from_run_config("supreme/configs/paper.yaml")
     assert settings["n_samples"] == 5000 and settings["global_batch"] == 1024 and settings["model.depth"] == 12
     monkeypatch.setattr(plan, "variants", lambda model: {"SuPreME": replace(model, depth=1, cfn_layers=1)})
-    plan.main(["--config", "supreme/configs/paper.yaml", "--epochs", "2"])
-    assert "/ batch 1024 = 1,476 optimiser steps of 128 records on each of 8 GPUs" in capsys.readouterr().out
+    plan.main(["--config", "supreme/configs/paper.yaml"])
+    assert "/ batch 1024 = 12,000 optimiser steps of 128 records on each of 8 GPUs" in capsys.readouterr().out
 
 
 def test_command_line(capsys, monkeypatch):
@@ -153,7 +153,7 @@ def test_command_line(capsys, monkeypatch):
     small = ["--model.width=24", "--model.depth=1", "--model.heads=2", "--model.mlp=48", "--n_samples=500"]
     plan.main([*small, "--epochs", "2", "--global_batch", "256", "--unique_statements", "12"])
     out = capsys.readouterr().out
-    assert "756,259 of 771,693 reports / batch 256 = 5,908 optimiser steps of 32 records" in out
+    assert "617,354 of 771,693 reports / batch 256 = 4,822 optimiser steps of 32 records" in out
     assert "moco_v3" in out and "240 + 240" in out and "h, H100" in out and "12 unique statements = 12 calls" in out
     with pytest.raises(SystemExit):
         plan.main(["--model.depht", "2"])
