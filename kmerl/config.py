@@ -55,13 +55,6 @@ class EvalConfig:
 
 
 @dataclass
-class ReproduceConfig(RunReproduceConfig):
-    """What `python -m kmerl.reproduce` runs at this tier; the experiments themselves are in `kmerl/reproduce.py`."""
-
-    not_here: dict[str, str] = field(default_factory=dict)  # experiment (or prefix) -> why this tier leaves it out
-
-
-@dataclass
 class Config(RunConfig):
     """One run of K-MERL or of a baseline."""
 
@@ -72,7 +65,7 @@ class Config(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
+    reproduce: RunReproduceConfig = field(default_factory=RunReproduceConfig)
 
     PAPER: ClassVar[str] = "kmerl"
     TRAINED: ClassVar[tuple[str, ...]] = ("data", "extract", "text", "model", "train")

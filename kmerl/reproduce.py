@@ -8,7 +8,6 @@ from kmerl.config import Config
 from kmerl.inputs import ALL_LEADS
 from kmerl.prep import prepare, prepare_tasks
 from shared.runs import engine, evidence
-from shared.runs.config import data_root
 from shared.runs.paper import Experiment, Paper
 
 LEADS = (ALL_LEADS, "partial")
@@ -91,17 +90,6 @@ class Kmerl(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = ALL_LEADS
-
-    def cannot_run(self, cfg: Config, name: str) -> str | None:
-        for prefix, reason in cfg.reproduce.not_here.items():
-            if name.startswith(prefix):
-                return reason
-        if name.startswith("real-"):
-            if not cfg.eval.simulate:
-                return "the tasks are the real releases at this tier"
-            if not (data_root() / "ptb-xl").is_dir():
-                return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
-        return None
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)

@@ -56,13 +56,6 @@ class EvalConfig:
 
 
 @dataclass
-class ReproduceConfig(RunReproduceConfig):
-    """What `python -m supreme.reproduce` runs at this tier; the experiments are in `supreme/reproduce.py`."""
-
-    not_here: dict[str, str] = field(default_factory=dict)  # experiment (or prefix) -> why this tier leaves it out
-
-
-@dataclass
 class Config(RunConfig):
     """One run of SuPreME or of a baseline."""
 
@@ -74,7 +67,7 @@ class Config(RunConfig):
     ssl: SslConfig = field(default_factory=SslConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
+    reproduce: RunReproduceConfig = field(default_factory=RunReproduceConfig)
 
     PAPER: ClassVar[str] = "supreme"
     TRAINED: ClassVar[tuple[str, ...]] = ("data", "extract", "text", "model", "ssl", "train")

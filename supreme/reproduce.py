@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from shared.runs import engine, evidence
-from shared.runs.config import data_root
 from shared.runs.paper import Experiment, Paper
 from supreme import tables
 from supreme.config import Config
@@ -91,17 +90,6 @@ class Supreme(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "ecg"
-
-    def cannot_run(self, cfg: Config, name: str) -> str | None:
-        for prefix, reason in cfg.reproduce.not_here.items():
-            if name.startswith(prefix):
-                return reason
-        if name.startswith("real-"):
-            if not cfg.eval.simulate:
-                return "the tasks are the real releases at this tier"
-            if not (data_root() / "ptb-xl").is_dir():
-                return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
-        return None
 
     def stands_for(self, side: str) -> tuple[str, ...]:
         return ESSL if side == BEST else (side,)

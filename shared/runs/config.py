@@ -51,6 +51,7 @@ class RunReproduceConfig:
     jobs: int = 1  # runs at a time, each with cores / jobs threads
     processes: int = 0  # of one run, through torchrun: the GPUs of this machine; 0 = runs in worker processes
     overrides: dict[str, dict] = field(default_factory=dict)  # experiment (or prefix) -> config keys at this tier
+    not_here: dict[str, str] = field(default_factory=dict)  # experiment (or prefix) -> why this tier leaves it out
 
 
 @dataclass

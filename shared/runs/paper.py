@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.runs.config import RunConfig
+from shared.runs.config import RunConfig, data_root
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,16 @@ class Paper(ABC):
         return self.experiments[name]
 
     def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
-        """Why this tier, or this machine's data, cannot run an experiment; None where it can."""
+        """Why this tier, or this machine's data, cannot run an experiment; None where it can. `real-` names experiments on
+        the PTB-XL records at hand."""
+        for prefix, reason in cfg.reproduce.not_here.items():
+            if name.startswith(prefix):
+                return reason
+        if name.startswith("real-"):
+            if not cfg.eval.simulate:
+                return "the tasks are the real releases at this tier"
+            if not (data_root() / "ptb-xl").is_dir():
+                return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
         return None
 
     def starts_from(self, cfg: RunConfig, name: str) -> dict[str, str]:
