@@ -131,7 +131,9 @@ def main(args: list[str] | None = None) -> Path:
         )
         (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
         shutil.rmtree(work, ignore_errors=True)
-        print(f"trained: {cfg.run_dir}, {run['steps']} steps, last loss {run['loss_log'][-1:]}")
+        losses = [f"{entry['loss']:.3f}" for entry in run["loss_log"]] or ["none, not trained"]
+        loss = " -> ".join(dict.fromkeys((losses[0], losses[-1])))
+        print(f"trained: {cfg.run_dir}, {run['steps']} steps, loss {loss}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
     return cfg.run_dir

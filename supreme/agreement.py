@@ -38,6 +38,8 @@ LANGUAGES = {
     r"b[oö]r|\w*[oö]verv[aä]gas|ospecifik\w*|[aå]lder|avvikande|\w*f[oö]r[aä]ndring\w*|sannolikt|f[oö]rdr[oö]jd|d[aå]lig",
 }
 
+NAMES = {"de": "German", "en": "English", "sv": "Swedish", "?": "language not told"}
+
 
 # --- what reports say, in findings ---
 
@@ -115,7 +117,9 @@ def real_agreement(root: Path, encode: Callable | None = None, cfg: ExtractConfi
         for key in sorted(set(spoken)):
             part = rows[spoken == key]
             sure, unsure = map(_matrix, validation.ptbxl_labels(part))
-            tables[name or f"codes, {key} ({len(part)})"] = compare(part.report.tolist(), sure, encode, cfg, unsure)
+            tables[name or f"codes, {NAMES[key]} ({len(part)})"] = compare(
+                part.report.tolist(), sure, encode, cfg, unsure
+            )
     if BY_HAND.exists():
         for samples, name in (((1, 2, 3), "read by hand"), (validation.UNTOUCHED_SAMPLES, "read by hand, untouched")):
             texts, findings = validation.read_by_hand(root, BY_HAND, samples)

@@ -356,7 +356,7 @@ def test_real_reports_against_codes_and_reading():
     by_hand = micro[micro.index.str.startswith("read by hand")]
     assert len(by_hand) == 2 and by_hand[["precision", "precision_hedged"]].min().min() > 0.97
     assert by_hand.recall_hedged.min() > 0.93
-    german = micro[micro.index.str.startswith("codes, de")].iloc[0]
+    german = micro[micro.index.str.startswith("codes, German")].iloc[0]
     assert german.n > 3000 and german.recall_hedged > 0.75
 
 
