@@ -105,10 +105,8 @@ def method_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
     names = {name: label for label, name in METHODS.items()}
     n_run = sum(f"{name}@probe:ecg 0.1" in scored for name in ESSL)
     said = "; ".join(f"{100 * float(r):g} %: {names[c]}" for r, c in chosen.items() if c)
-    note = (
-        f"{AUROC_NOTE} Best self-supervised method on validation, of {n_run} that were run: {said or 'none'}. A class "
-    )
-    note += "that a probe cannot learn from its few labels counts as chance. " + learnt(cfg, facts)
+    note = f"{AUROC_NOTE} Best self-supervised method on validation, of {n_run} that were run: {said or 'none'}. "
+    note += "A class that a probe cannot learn from its few labels counts as chance. " + learnt(cfg, facts)
     return level_table("methods", "Zero-shot against linear probes", columns, rows, note)
 
 
