@@ -21,7 +21,7 @@ from kmerl.baselines import load
 from kmerl.config import Config, parse
 from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
-from kmerl.prep import prepare, prepare_tasks, text_encoder
+from kmerl.prep import Pretraining, prepare, prepare_tasks, text_encoder
 from kmerl.scoring import seen_or_not
 from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table, read_mv
 from shared.ecg.prompts import class_texts
@@ -90,8 +90,8 @@ def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict
     }
 
 
-def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, list[str]]:
-    """Model, tasks and the vectors of their classes; entity names that the model was trained with."""
+def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
+    """Model, tasks and the vectors of their classes; what the model was trained on."""
     data, downstream = prepare(cfg), prepare_tasks(cfg)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     model = load(checkpoint).to(device).eval()
@@ -105,14 +105,17 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, list[str]]:
     }
     n_samples = round(cfg.data.fs_hz * cfg.data.seconds)
     mean = lead_tools.lead_means(read_mv(store, rows[:: max(1, len(rows) // 1000)], n_samples))  # a thousand will do
-    return Evaluation(cfg, model, downstream, queries, mean), data.entities.names
+    return Evaluation(cfg, model, downstream, queries, mean), data
 
 
-def evaluation_hash(cfg: Config, evaluation: Evaluation, data_hash: str, checkpoint: Path) -> str:
-    """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's."""
+def evaluation_hash(cfg: Config, evaluation: Evaluation, data: Pretraining, data_hash: str, checkpoint: Path) -> str:
+    """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's or
+    stand on other data."""
     trained = json.loads((checkpoint.parent / "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
+    if cfg.eval.checkpoint is None and trained["data_hash"] != data.data_hash:
+        raise ValueError(f"{checkpoint} was trained on other records or labels; train again")
     content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
     queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
     return hash_of([content, data_hash, queries, cfg.seed])
@@ -127,10 +130,10 @@ def main(args: list[str] | None = None) -> Path:
     if not (checkpoint.parent / "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m kmerl.train`")
     start = time.perf_counter()
-    evaluation, entities = setup(cfg, checkpoint)
+    evaluation, data = setup(cfg, checkpoint)
     data_hash = downstream_hash(evaluation.downstream)
     identity = {
-        "evaluation_hash": evaluation_hash(cfg, evaluation, data_hash, checkpoint),
+        "evaluation_hash": evaluation_hash(cfg, evaluation, data, data_hash, checkpoint),
         "scored_by": [cfg.eval.n_boot],
     }
     if file.exists() and identity.items() <= json.loads(file.read_text()).items():
@@ -144,7 +147,7 @@ def main(args: list[str] | None = None) -> Path:
     labels = labels_table(evaluation.downstream)
     labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
     source = next(iter(evaluation.downstream.values())).packed.source
-    seen = seen_classes(evaluation.downstream, entities)
+    seen = seen_classes(evaluation.downstream, data.entities.names)
     summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "seen": seen}
     summary["metrics"] = summary_of(table, labels, seen_or_not(seen), cfg.eval.n_boot)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
