@@ -63,12 +63,14 @@ def strip_rows(signal_mv: np.ndarray, leads) -> list[tuple[float, float, float]]
     return rows
 
 
-def draw_strips(ax, signal_mv: np.ndarray, fs_hz: float, leads, weights=None, segment_s: float = 0.0, title: str = ""):
+def draw_strips(
+    ax, signal_mv: np.ndarray, fs_hz: float, leads, weights=None, segment_s: float = 0.0, title: str = "", full=None
+):
     """Whole recordings of some leads, one row a lead, each segment tinted by its weight; returns the Axes.
 
     signal_mv: [12, n] in mV, rows in the order of LEADS. leads: the names to show. weights: [12, m] >= 0 of m segments
-    of segment_s, 0 = no tint and the greatest of the leads shown = full tint; None = no tint. ValueError for a wrong
-    shape or name.
+    of segment_s, 0 = no tint and `full`, or the greatest of the leads shown, = full tint; None = no tint. ValueError
+    for a wrong shape or name.
     """
     signal_mv = np.asarray(signal_mv)
     if signal_mv.ndim != 2 or len(signal_mv) != len(LEADS):
@@ -81,7 +83,8 @@ def draw_strips(ax, signal_mv: np.ndarray, fs_hz: float, leads, weights=None, se
     rows, width_s = strip_rows(signal_mv, leads), signal_mv.shape[1] / fs_hz
     _paper(ax, width_s, rows[-1][0], rows[0][2])
     if weights is not None:
-        _tint_strips(ax, rows, np.asarray(weights, dtype=float)[[LEADS.index(lead) for lead in leads]], segment_s)
+        shown = np.asarray(weights, dtype=float)[[LEADS.index(lead) for lead in leads]]
+        _tint_strips(ax, rows, shown, segment_s, full or max(float(shown.max()), 1e-12))
     for lead, (_, baseline, _) in zip(leads, rows, strict=True):
         _trace(ax, signal_mv, fs_hz, lead, 0.0, width_s, baseline, (), label=9)
         _calibration(ax, baseline)
@@ -90,14 +93,14 @@ def draw_strips(ax, signal_mv: np.ndarray, fs_hz: float, leads, weights=None, se
     return ax
 
 
-def _tint_strips(ax, rows, weights: np.ndarray, segment_s: float) -> None:
+def _tint_strips(ax, rows, weights: np.ndarray, segment_s: float, full: float) -> None:
     """weights: [number of rows, m]."""
     from matplotlib.colors import LinearSegmentedColormap
 
     tint = LinearSegmentedColormap.from_list("tint", [(*_TINT, 0.0), (*_TINT, 0.75)])
-    edges, most = np.arange(weights.shape[1] + 1) * segment_s, max(float(weights.max()), 1e-12)
+    edges = np.arange(weights.shape[1] + 1) * segment_s
     for (bottom, _, top), cells in zip(rows, weights, strict=True):
-        ax.pcolormesh(edges, [bottom, top], cells[None], cmap=tint, vmin=0, vmax=most, lw=0, zorder=1)
+        ax.pcolormesh(edges, [bottom, top], cells[None], cmap=tint, vmin=0, vmax=full, lw=0, zorder=1)
 
 
 def _paper(ax, width_s: float, bottom: float, top: float) -> None:
@@ -168,8 +171,8 @@ def draw_attention(
     """Which leads and segments each query attended to: the ECG on paper, one panel per query, tinted by attention.
 
     signal_mv: [12, n] in mV. queries: name -> (score, attention [12, m] >= 0 of segments of segment_s, 0 elsewhere);
-    leads: names of those the model was given, the only ones drawn. Within a panel the strongest segment has the full
-    tint, which is named as a multiple of even attention; each lead's share of the attention stands at its right.
+    leads: names of those the model was given, the only ones drawn. Even attention or less is untinted; the full tint is
+    the strongest segment of a panel, at least twice even attention. Each lead's share of it stands at its right.
     ValueError where a query has no attention on these leads.
     """
     rows, strips = [LEADS.index(lead) for lead in leads], strip_rows(np.asarray(signal_mv), leads)
@@ -188,9 +191,10 @@ def draw_attention(
         line, column = divmod(k, columns)
         bottom = 1 - (top_in + (line + 1) * (height_in + gap_in)) / size[1]
         ax = fig.add_axes(((column + 0.01) / columns, bottom, 0.93 / columns, height_in / size[1]))
-        peak = shown.max() / (shown.sum() / shown.size)
-        label = f"{name}: {score:.3f}   (full tint = {peak:.1f} x even attention)"
-        draw_strips(ax, signal_mv, fs_hz, leads, weights, segment_s, label)
+        beyond = np.maximum(np.asarray(weights, dtype=float) / shown.mean() - 1, 0)  # multiples of even attention
+        full = max(beyond[rows].max(), 1.0)
+        label = f"{name}: {score:.3f}   (full tint = {full + 1:.1f} x even attention)"
+        draw_strips(ax, signal_mv, fs_hz, leads, beyond, segment_s, label, full)
         for (_, baseline, _), share in zip(strips, shown.sum(axis=1) / shown.sum(), strict=True):
             place = {"transform": ax.get_yaxis_transform(), "va": "center"}
             ax.text(1.006, baseline, f"{share:.0%}", fontsize=9, color=GREY, **place)

@@ -1,9 +1,9 @@
 """Runs that are scored on the six downstream tasks: predictions of every input, and their scores over seeds.
 
-    TaskEvaluation   a model with the tasks; a paper says how an input is run
-    predict_all      every input -> one table, resumable
-    summary_of       that table -> what metrics.json holds
-    score_all        predictions in the results folder -> `name@input` -> Scored
+TaskEvaluation   a model with the tasks; a paper says how an input is run
+predict_all      every input -> one table, resumable
+summary_of       that table -> what metrics.json holds
+score_all        predictions in the results folder -> `name@input` -> Scored
 """
 
 import hashlib
@@ -172,6 +172,7 @@ def mean_of(entries: list[Scored]) -> Scored:
     scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
     base = first.ids, first.patients, first.source, first.data_hash, first.n_folds
     return Scored(scores, *base, n_records=first.n_records)
+
 
 # --- tables ---
 

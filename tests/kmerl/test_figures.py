@@ -87,11 +87,12 @@ def test_attention_tints_the_segments_of_the_leads_given(tmp_path, drawn):
     draw_attention(tmp_path / "attention.png", signal, 100.0, queries, 0.5, leads, title="record 7")
     first, second = drawn[0].axes
     assert first.get_title(loc="left") == "atrial fibrillation: 0.912   (full tint = 14.0 x even attention)"
-    assert second.get_title(loc="left") == "sinus rhythm: 0.250   (full tint = 1.0 x even attention)"
+    assert second.get_title(loc="left") == "sinus rhythm: 0.250   (full tint = 2.0 x even attention)"
     assert [t.get_text() for t in first.texts] == ["I", "V2", "33%", "67%"]
     assert [t.get_text() for t in second.texts] == ["I", "V2", "50%", "50%"]
     tints = list(_tints(first).values())
-    np.testing.assert_allclose(tints, sharp[[0, 7]])
+    np.testing.assert_allclose(tints, np.maximum(sharp[[0, 7]] * 40 - 1, 0), atol=1e-12)
+    assert np.allclose(list(_tints(second).values()), 0, atol=1e-12)  # even attention is white
     assert np.argmax(tints[1]) == 3 and len(tints) == 2
     assert drawn[0].texts[0].get_text() == "record 7"
     boxes = [ax.get_position() for ax in drawn[0].axes]
