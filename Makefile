@@ -5,7 +5,8 @@ TIER ?= laptop
 DATA_ROOT ?= data/official
 export DATA_ROOT
 PAPERS := meit kmerl supreme
-DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits
+DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
+	mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural hannover-cxr
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow lint bench reproduce
@@ -50,6 +51,7 @@ plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at pape
 DATA_meit := mimic-iv-ecg ptb-xl
 DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_supreme := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
+DATA_synth_medvlp := mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural
 check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
 	$(PY) -m shared.download --check $(DATA_$*)
 

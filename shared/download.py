@@ -42,6 +42,8 @@ def download(dataset: str, data_root: Path, base_url: str | None = None) -> dict
     Raises DownloadError naming the files that could not be had; what was fetched stays, and the same call continues.
     """
     release = _release(dataset)
+    if release.steps:
+        raise DownloadError(f"{by_hand(release, Path(data_root) / release.name)}")
     base_url = (base_url or release.base_url).rstrip("/") + "/"
     if not base_url.startswith(("http://", "https://")):
         raise DownloadError(f"base URL {base_url!r} is not http:// or https://")
@@ -70,6 +72,12 @@ def describe(release: Release, root: Path) -> str:
     if release.mirror:
         lines.append(f"  faster    --base-url {release.mirror} (the same files, verified in the same way)")
     return "\n".join(lines)
+
+
+def by_hand(release: Release, root: Path) -> str:
+    """The steps of a release that this program cannot fetch."""
+    steps = "\n".join(f"  {i}. {step}" for i, step in enumerate(release.steps, 1))
+    return f"{release.name} is not fetched by this program. What to do:\n{describe(release, root)}\n{steps}"
 
 
 def read_sums(text: str, release: Release, source: str) -> dict[str, str]:
@@ -256,12 +264,12 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
     if not sums and SUMS in present:
         sums = _sums_in(root / SUMS, release)
         state = "" if sums else f"{SUMS} lists no file of this data set; "
-    elif not sums:
+    elif not sums and not release.steps:
         state = f"no {SUMS} here; "
     verified = _read_verified(root)
     missing = [name for name in sums if name not in present]
     urls = {name: release.base_url + quote(release.prefix + name) for name in missing[:5]}
-    if not sums:
+    if not sums and not release.steps:
         urls = {SUMS: release.base_url + SUMS}
     known, wrong = 0, []
     for name, sha256 in sums.items():

@@ -34,6 +34,8 @@ class Release:
 
     base_url: folder that holds SHA256SUMS.txt; prefix: the part of it that is fetched, left out of the local paths.
     sha256: pinned checksums by local path, where the release publishes no SHA256SUMS.txt.
+    steps: what a person must do where a release needs an account, an agreement or another client, or publishes no
+    checksums; such a release is never fetched, `make data-<name>` prints the steps.
     mirror: another folder with the same files, without PhysioNet's limit on the rate of a connection.
     n_files: how many files ending in `suffix` the complete release has (records for the ECG data sets).
     """
@@ -49,8 +51,13 @@ class Release:
     prefix: str = ""
     mirror: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
 
 
+_CREDENTIALED = (
+    "create a PhysioNet account, take the CITI course 'Data or Specimens Only Research', become credentialed",
+    "sign the data use agreement on the page of the data set",
+)
 RELEASES = {
     release.name: release
     for release in (
@@ -110,6 +117,126 @@ RELEASES = {
             n_files=len(MERL_SHA256),
             suffix=".csv",
             sha256=MERL_SHA256,
+        ),
+        Release(
+            name="mimic-cxr-jpg",
+            title="MIMIC-CXR-JPG 2.1.0 with the reports of MIMIC-CXR: 377,110 chest radiographs of 65,379 patients",
+            base_url=PHYSIONET + "mimic-cxr-jpg/2.1.0/",
+            licence="PhysioNet Credentialed Health Data License 1.5.0",
+            size="about 560 GB in 377,110 images; reports 140 MB",
+            citation="Johnson et al., MIMIC-CXR, Sci Data 6:317 (2019); JPG: PhysioNet doi:10.13026/jsn5-t979",
+            n_files=377_110,
+            suffix=".jpg",
+            steps=(
+                *_CREDENTIALED,
+                "wget -r -N -c -np --user NAME --ask-password https://physionet.org/files/mimic-cxr-jpg/2.1.0/",
+                "the same for https://physionet.org/files/mimic-cxr/2.1.0/mimic-cxr-reports.zip; unpack it here",
+                "the csv.gz tables lie beside files/",
+            ),
+        ),
+        Release(
+            name="chexpert",
+            title="CheXpert 1.0: 224,316 chest radiographs of 65,240 patients, 14 labels; test set of 500 patients",
+            base_url="https://stanfordaimi.azurewebsites.net/",
+            licence="Stanford University Dataset Research Use Agreement",
+            size="439 GB, or 11 GB as CheXpert-v1.0-small",
+            citation="Irvin et al., CheXpert, AAAI 2019",
+            n_files=224_316,
+            suffix=".jpg",
+            steps=(
+                "register on the AIMI site, accept the agreement, copy the link that is mailed",
+                "azcopy copy LINK . --recursive: train/, valid/, test/ and their three csv files belong here",
+            ),
+        ),
+        Release(
+            name="padchest",
+            title="PadChest: 160,868 chest radiographs of 67,000 patients, 174 findings",
+            base_url="https://bimcv.cipf.es/bimcv-projects/padchest/",
+            licence="PadChest Dataset Research Use Agreement",
+            size="about 1 TB in 160,868 images",
+            citation="Bustos et al., PadChest, Med Image Anal 66:101797 (2020)",
+            n_files=160_868,
+            suffix=".png",
+            steps=(
+                "ask for access on the BIMCV page; fetch the zip files 0 .. 54 and the table of labels",
+                "unpack image folder N to N/ here; PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv beside them",
+            ),
+        ),
+        Release(
+            name="nih-cxr",
+            title="NIH ChestX-ray14: 112,120 frontal chest radiographs of 30,805 patients, 14 labels, 984 boxes",
+            base_url="https://nihcc.app.box.com/v/ChestXray-NIHCC/",
+            licence="free use with acknowledgement of the NIH Clinical Center",
+            size="42 GB in 12 archives",
+            citation="Wang et al., ChestX-ray8, CVPR 2017",
+            n_files=112_120,
+            suffix=".png",
+            steps=(
+                "no account is needed, but the release publishes no checksums: fetch images_001.tar.gz .. "
+                "images_012.tar.gz in the Box folder, unpack each to images_NNN/images/ here",
+                "Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt beside them",
+            ),
+        ),
+        Release(
+            name="rsna-pneumonia",
+            title="RSNA Pneumonia Detection Challenge: 26,684 labelled chest radiographs (of ChestX-ray14), boxes",
+            base_url="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/",
+            licence="rules of the challenge: academic and non-commercial use",
+            size="3.7 GB in 29,684 DICOM files",
+            citation="Shih et al., Radiol Artif Intell 1:e180041 (2019)",
+            n_files=26_684,
+            suffix=".dcm",
+            steps=(
+                "accept the rules on Kaggle; kaggle competitions download rsna-pneumonia-detection-challenge",
+                "unpack here; pneumonia-challenge-dataset-mappings_2018.json from the RSNA page gives the patients",
+            ),
+        ),
+        Release(
+            name="siim-acr",
+            title="SIIM-ACR Pneumothorax Segmentation: 12,047 chest radiographs (of ChestX-ray14), run-length masks",
+            base_url="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation/",
+            licence="rules of the challenge: academic and non-commercial use",
+            size="2 GB in 12,089 DICOM files",
+            citation="SIIM-ACR Pneumothorax Segmentation, Kaggle 2019",
+            n_files=12_047,
+            suffix=".dcm",
+            steps=("fetch dicom-images-train/ and train-rle.csv with a Kaggle account, unpack here",),
+        ),
+        Release(
+            name="covidx-cxr2",
+            title="COVIDx CXR-2: 29,986 chest radiographs, COVID-19 or not, of several collections",
+            base_url="https://www.kaggle.com/datasets/andyczhao/covidx-cxr2/",
+            licence="licences of its sources, see its page",
+            size="about 12 GB in 29,986 images",
+            citation="Wang et al., COVID-Net, Sci Rep 10:19549 (2020)",
+            n_files=29_986,
+            suffix=".png",
+            steps=(
+                "kaggle datasets download andyczhao/covidx-cxr2; unpack here: train/, val/, test/, train.txt, val.txt, "
+                "test.txt (a later version of the set has other images: the split files say what belongs)",
+            ),
+        ),
+        Release(
+            name="covid-rural",
+            title="COVID-19-AR: 221 chest radiographs of rural patients with masks of the opacities",
+            base_url="https://www.cancerimagingarchive.net/collection/covid-19-ar/",
+            licence="CC BY 4.0 (Creative Commons Attribution)",
+            size="about 100 MB in 221 images with masks",
+            citation="Desai et al., Sci Data 7:414 (2020)",
+            n_files=221,
+            suffix=".jpg",
+            steps=("fetch the radiographs as jpgs/NAME.jpg; masks, published apart from them, as pngs_masks/NAME.png",),
+        ),
+        Release(
+            name="hannover-cxr",
+            title="COVID-19 Image Repository of Hannover Medical School: 243 chest radiographs",
+            base_url="https://github.com/ml-workgroup/covid-19-image-repository/",
+            licence="CC BY 3.0 (Creative Commons Attribution)",
+            size="about 50 MB in 243 images",
+            citation="Winther et al., doi:10.25835/0090041",
+            n_files=243,
+            suffix=".png",
+            steps=("git clone the repository, copy its png/ and data.csv here",),
         ),
     )
 }

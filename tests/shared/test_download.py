@@ -148,3 +148,13 @@ def test_every_release_says_what_a_user_must_know():
         assert release.base_url.startswith("https://") and release.base_url.endswith("/")
         assert release.prefix == "" or release.prefix.endswith("/")
     assert all(len(sha256) == 64 for sha256 in MERL_SHA256.values()) and len(MERL_SHA256) == 18
+
+
+def test_a_release_that_a_person_must_fetch_prints_its_steps_and_fetches_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert dl.main(["mimic-cxr-jpg"]) == 1
+    said = capsys.readouterr().err
+    assert "PhysioNet Credentialed" in said and "  1. create a PhysioNet account" in said
+    assert not list(tmp_path.iterdir())
+    assert dl.main(["--check", "mimic-cxr-jpg"]) == 0
+    assert "ABSENT: 0 of 377,110 .jpg files" in capsys.readouterr().out
