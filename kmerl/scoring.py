@@ -4,7 +4,7 @@ from kmerl.config import Config
 from kmerl.inputs import PARTIAL
 from shared.runs import tasks
 from shared.runs.evidence import Scored
-from shared.runs.tasks import mean_of, probe_means
+from shared.runs.tasks import mean_of, means_over_draws
 
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
@@ -20,7 +20,7 @@ def seen_or_not(seen: dict[str, list[int]]) -> dict[str, list[str]]:
 
 def means(scored: dict[str, Scored]) -> dict[str, Scored]:
     """`name@partial[/fill]`: mean over the clinical sets below 12 leads; `name@<k> random[/fill]`: over the random sets
-    of k leads; `name@random[/fill]`: over k = 1 .. 11; and those of `probe_means`."""
+    of k leads; `name@random[/fill]`: over k = 1 .. 11; and those of `means_over_draws`."""
     groups: dict[str, list[Scored]] = {}
     for key, entry in scored.items():
         name, kind = key.split("@")
@@ -35,5 +35,5 @@ def means(scored: dict[str, Scored]) -> dict[str, Scored]:
         name, kind = key.split("@")
         if kind.split("/")[0].endswith(" random"):
             counts.setdefault(f"{name}@random{kind[kind.index(' random') + 7 :]}", []).append(entry)
-    found |= probe_means(scored)
+    found |= means_over_draws(scored)
     return found | {key: mean_of(entries) for key, entries in counts.items() if len(entries) == 11}

@@ -4,7 +4,7 @@ import numpy as np
 
 from shared.runs import tasks
 from shared.runs.evidence import Scored
-from shared.runs.tasks import probe_means
+from shared.runs.tasks import means_over_draws
 from supreme.config import Config
 
 ESSL = ("simclr", "byol", "barlow-twins", "moco-v3", "simsiam", "ts-tcc", "clocs", "astcl", "crt", "st-mem")
@@ -17,7 +17,7 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     A class that a probe could not learn from few labels counts as chance: zero-shot is scored on all classes.
     """
     scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True)
-    scored |= probe_means(scored)
+    scored |= means_over_draws(scored)
     return scored | best_essl(scored)
 
 

@@ -1,8 +1,8 @@
 """The paper's experiments in order -> predictions -> scorecard -> REPRODUCTION.md: `make reproduce-<paper>`.
 
 Every run is `<paper>.train` then `<paper>.evaluate` with a few keys of the tier's YAML replaced. Finished runs are not
-run again, so a killed call goes on where it stopped. What is scored are the predictions under `results/`, and scoring is
-a step of its own (`--rescore`), so the committed numbers can be computed again in seconds.
+run again, so a killed call goes on where it stopped. What is scored are the predictions under `results/`, and scoring
+is a step of its own (`--rescore`), so the committed numbers can be computed again in seconds.
 """
 
 import importlib

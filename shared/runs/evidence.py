@@ -173,7 +173,8 @@ def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | 
         return reason
     for a, b in pairs:  # results of an earlier version of the data never meet new ones
         if not same_records(*(scored[entry_name(paper, side)] for side in (a, b))):
-            return f"{a} and {b} stand on different data: `make reproduce-{paper.name} CLAIM={claim['id']}` runs them again"
+            command = f"make reproduce-{paper.name} CLAIM={claim['id']}"
+            return f"{a} and {b} stand on different data: `{command}` runs them again"
     data = describe(scored[entry_name(paper, pairs[0][0])])
     return Measured(tuple(compare(paper, scored, claim["metric"], a, b) for a, b in pairs), data)
 

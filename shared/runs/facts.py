@@ -27,7 +27,7 @@ def n_parameters(model, trained: bool = False) -> int:
 
 
 def run_json(cfg: RunConfig, trainer, wall_s: float, **facts) -> dict:
-    """What ran, on what, how fast. trainer: a transformers Trainer; facts: what the paper adds, `data_hash` at least."""
+    """What ran, on what, how fast. trainer: a Trainer; facts: what the paper adds, at least `data_hash`."""
     args, state = trainer.args, trainer.state
     micro, accumulation, world = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
     return {

@@ -21,9 +21,9 @@ class Experiment:
 
 class Paper(ABC):
     """The names and the few choices in which papers differ. Found by name, the same in every package: the entry points
-    `train` and `evaluate`; `scoring.score_all(cfg, facts)`, which maps `name@input` to `evidence.Scored` from the results
-    folder; `tables.controls(scored, compare)`, `tables.tables(cfg, scored, facts)` and `tables.draw(cfg, card, scored,
-    facts)`, which returns file and caption of all figures.
+    `train` and `evaluate`; `scoring.score_all(cfg, facts)`, which maps `name@input` to `evidence.Scored` from the
+    results folder; `tables.controls(scored, compare)`, `tables.tables(cfg, scored, facts)` and
+    `tables.draw(cfg, card, scored, facts)`, which returns file and caption of all figures.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
     """
@@ -44,8 +44,8 @@ class Paper(ABC):
         return self.experiments[name]
 
     def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
-        """Why this tier, or this machine's data, cannot run an experiment; None where it can. `real-` names experiments on
-        the PTB-XL records at hand."""
+        """Why this tier, or this machine's data, cannot run an experiment; None where it can. `real-` names experiments
+        on the PTB-XL records at hand."""
         for prefix, reason in cfg.reproduce.not_here.items():
             if name.startswith(prefix):
                 return reason
@@ -78,10 +78,10 @@ class Paper(ABC):
 
     # --- what is shown ---
 
-    def collect(self, cfg: RunConfig, name: str, runs: list[Path], out: Path) -> None:
+    def collect(self, cfg: RunConfig, name: str, runs: list[Path], out: Path) -> None:  # noqa: B027 (nothing to add)
         """Copy what scoring needs beside the predictions. runs: folders of one seed, one per fold."""
 
-    def pictures(self, cfg: RunConfig, names: list[str]) -> None:
+    def pictures(self, cfg: RunConfig, names: list[str]) -> None:  # noqa: B027 (likewise)
         """Figures that need signals or weights, drawn while `runs/` and the data are there."""
 
     def unmet(self, claim: dict, scored: dict) -> str | None:

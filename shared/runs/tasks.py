@@ -126,8 +126,8 @@ def read_labels(cfg: RunConfig, data_hash: str) -> pd.DataFrame:
 def score_all(
     cfg: RunConfig, facts: dict, kinds_of: Callable[[dict], Kinds], chance: bool = False
 ) -> dict[str, Scored]:
-    """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`; chance:
-    see `metrics_of`."""
+    """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`;
+    chance: see `metrics_of`."""
     scored: dict[str, Scored] = {}
     names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
     labels: dict[str, pd.DataFrame] = {}
@@ -151,11 +151,11 @@ def score_all(
     return scored
 
 
-def probe_means(scored: dict[str, Scored]) -> dict[str, Scored]:
-    """`name@probe:<what> <ratio>`: mean over the draws of `name@probe:<what> <ratio> #<draw>`."""
+def means_over_draws(scored: dict[str, Scored]) -> dict[str, Scored]:
+    """`name@<input> <ratio>`: mean over the few-label draws `name@<input> <ratio> #<draw>`."""
     groups: dict[str, list[Scored]] = {}
     for key, entry in scored.items():
-        if "@probe:" in key:
+        if " #" in key:
             groups.setdefault(key.split(" #")[0], []).append(entry)
     return {key: mean_of(entries) for key, entries in groups.items()}
 
