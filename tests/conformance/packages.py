@@ -52,6 +52,17 @@ PACKAGES = {
         no_norm=("--model.cfn_dropout=0",),
         blow_up=("--train.lr=1e30",),
     ),
+    "synth_medvlp": Package(
+        name="synth_medvlp",
+        train=(),
+        no_norm=(
+            '--model.image={"name": null, "arch": "vit", "width": 16, "depth": 1, "heads": 2, "mlp": 32, '
+            '"patch": 8, "size": 32}',
+            "--model.text.dropout=0",
+        ),
+        blow_up=("--train.lr=1e30",),
+        joined=True,
+    ),
 }
 
 

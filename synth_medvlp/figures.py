@@ -1,0 +1,87 @@
+"""Pictures of this package: radiographs with heat maps and outlines, contact sheets of pairs, classes by frequency."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from shared.metrics.figures import CYCLE, DPI, GREY, MARKERS, save
+
+_OUTLINE = "#ffbe28"
+
+
+def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) -> None:
+    """AUROC of each class against how often real training reports state its finding.
+
+    table: task, class, share (0..1, NaN or None = unknown) and one column per regime. regimes: label -> column.
+    """
+    table = table.assign(share=pd.to_numeric(table.share)).sort_values(["share", "task", "class"], kind="stable")
+    names = [f"{c.replace('_', ' ')} ({t})" for c, t in zip(table["class"], table.task, strict=True)]
+    shares = ["" if np.isnan(s) else f"{s:.1%}" for s in table.share]
+    y = np.arange(len(table))
+    fig = Figure(figsize=(7.6, 0.24 * len(table) + 1.3), dpi=DPI, layout="constrained")
+    ax = fig.add_subplot()
+    ends = table[list(regimes.values())].to_numpy(float)
+    ax.hlines(y, ends.min(1), ends.max(1), color="0.85", lw=2, zorder=1)
+    for k, (label, column) in enumerate(regimes.items()):
+        ax.scatter(table[column], y, color=CYCLE[k], marker=MARKERS[k], s=26, label=label, zorder=2)
+    ax.axvline(0.5, color=GREY, lw=0.8, ls="--")
+    ax.set_yticks(y, [f"{n}  {s}" for n, s in zip(names, shares, strict=True)], fontsize=7)
+    ax.set(xlabel="AUROC, zero-shot", title="Classes, the rarest in the real training reports first (share of reports)")
+    ax.title.set_fontsize(9)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(loc="outside lower center", ncols=len(regimes), frameon=False)
+    save(fig, path)
+
+
+def draw_pairs(path: Path, groups: Mapping[str, Sequence[tuple[np.ndarray, str]]]) -> None:
+    """Contact sheet: one row per group, its images with their captions. groups: title -> (image uint8 [H, W], text)."""
+    columns = max(len(cells) for cells in groups.values())
+    fig = Figure(figsize=(1.75 * columns, 2.45 * len(groups)), dpi=DPI, layout="constrained")
+    axes = fig.subplots(len(groups), columns, squeeze=False)
+    for row, (title, cells) in zip(axes, groups.items(), strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        for ax, (image, text) in zip(row, cells, strict=False):
+            _film(ax, image)
+            ax.text(0, -0.03, _wrapped(text), transform=ax.transAxes, fontsize=5.5, va="top", parse_math=False)
+        row[0].set_title(title, fontsize=8, loc="left", weight="bold")
+    save(fig, path)
+
+
+def draw_maps(path: Path, rows: Sequence[tuple[str, np.ndarray, np.ndarray | None, Mapping[str, np.ndarray]]]) -> None:
+    """Heat maps beside the film. rows: (title, image uint8 [H, W], mask bool [H, W] or None, label -> map [H, W])."""
+    columns = 1 + max(len(maps) for _, _, _, maps in rows)
+    fig = Figure(figsize=(2.1 * columns, 2.3 * len(rows)), dpi=DPI, layout="constrained")
+    for line, (title, image, mask, maps) in zip(fig.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for ax, (label, heat) in zip(line, {title: None, **maps}.items(), strict=False):
+            _film(ax, image)
+            if heat is not None:
+                low, high = np.quantile(heat, (0.5, 0.995))
+                shown = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
+                ax.imshow(shown, cmap="inferno", alpha=0.55 * shown, vmin=0, vmax=1, extent=_extent(image))
+            if mask is not None and mask.any():
+                ax.contour(np.flipud(mask).astype(float), [0.5], colors=_OUTLINE, linewidths=1, extent=_extent(image))
+            ax.set_title(label, fontsize=7)
+    save(fig, path)
+
+
+def _film(ax, image: np.ndarray) -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=max(255, int(image.max())), extent=_extent(image))
+    ax.set_axis_off()
+
+
+def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
+    """Pictures of any size on the same axes."""
+    return 0, image.shape[1], 0, image.shape[0]
+
+
+def _wrapped(text: str, width: int = 34, lines: int = 5) -> str:
+    words, found = text.split(), [""]
+    for word in words:
+        if len(found[-1]) + len(word) + 1 > width:
+            found.append("")
+        found[-1] = f"{found[-1]} {word}".strip()
+    return "\n".join(found[:lines]) + (" .." if len(found) > lines else "")

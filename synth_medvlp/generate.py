@@ -1,0 +1,218 @@
+"""The generation pipeline, stage by stage: `python -m synth_medvlp.generate --config synth_medvlp/configs/laptop.yaml`.
+
+    A1 real pairs -> A2 screening -> A3 near-bad images -> A4 entities
+    S1 requests -> S2, S3 FINDINGS and their check -> S4 IMPRESSION and its check -> S5, S6 images and their check -> S7
+
+Every stage is a function of the config and keeps its result in a folder of CACHE_ROOT named by all that it depends on:
+a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
+the reference asks for. Under `torchrun` or `accelerate launch` the images of S5 and S6 are shared among the processes.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared.metrics.scorecard import dumps
+from shared.runs.config import cache_root, hash_of
+from synth_medvlp import packing
+from synth_medvlp.audit import near_bad
+from synth_medvlp.config import Config, parse
+from synth_medvlp.datasets import mimic_cxr_jpg
+from synth_medvlp.diffusion import generator
+from synth_medvlp.entities import Pool, mine, ner
+from synth_medvlp.image_check import check_images
+from synth_medvlp.pairs import Pairs, read_pairs, write_pairs
+from synth_medvlp.real import frontal_pairs
+from synth_medvlp.sampler import OwnEntities, Sampler
+from synth_medvlp.screening import Screener, features, screen, screener
+from synth_medvlp.trees import tree
+from synth_medvlp.writer import make, write_reports
+
+
+def stage_folder(stage: str, *depends_on) -> Path:
+    folder = cache_root() / "synth_medvlp" / f"{stage}-{hash_of(depends_on)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_stats(folder: Path, stats: dict) -> dict:
+    (folder / "stats.json").write_text(dumps(stats))
+    return stats
+
+
+# --- A1 to A4 ---
+
+
+def real(cfg: Config) -> Pairs:
+    """A1: frontal images of the training part with their reports."""
+    root, _ = tree(mimic_cxr_jpg.NAME, cfg.data.simulate)
+    folder = stage_folder("real", root.name, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
+    pairs = frontal_pairs(root, folder, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
+    keep_stats(folder, pairs.meta["made_from"]["stats"])
+    return pairs
+
+
+@dataclass
+class Audit:
+    """A2 and A3. dropped: bool [n], of the real pairs; bad_features: float32 [m, d] of the images that A2 found bad."""
+
+    screener: Screener
+    answers: np.ndarray
+    dropped: np.ndarray
+    max_sim: np.ndarray
+    bad_features: np.ndarray
+    threshold: float
+    stats: dict
+
+
+def audited(cfg: Config) -> Audit:
+    """A2: six questions about each real image. A3: what looks like an image that A2 found bad."""
+    pairs, a = real(cfg), cfg.audit
+    folder = stage_folder("audit", pairs.sha256, asdict(a))
+    asked = screener(a, cfg.data.size_px, folder)
+    bad, answers, screened = screen(pairs.images, asked, a.rule, folder)
+    found = features(pairs.images, asked, folder)
+    near, max_sim, expanded = near_bad(found, bad, a.threshold, a.share)
+    stats = keep_stats(folder, {"A2": screened, "A3": expanded})
+    return Audit(asked, answers, bad | near, max_sim, found[bad], expanded["threshold"], stats)
+
+
+def entity_pool(cfg: Config) -> tuple[Pool, dict]:
+    """A4: typed entities of the reports whose images passed the audit, with their counts."""
+    pairs, kept = real(cfg), ~audited(cfg).dropped
+    folder = stage_folder("pool", pairs.sha256, hash_of(np.packbits(kept).tolist()), asdict(cfg.ner))
+    file = folder / "pool.json"
+    if not file.exists():
+        texts = (pairs.table.findings + " " + pairs.table.impression)[kept].tolist()
+        pool, stats = mine(texts, ner(cfg.ner), cfg.ner.min_count)
+        keep_stats(folder, stats)
+        file.write_text(json.dumps(pool))
+    pool = {kind: Counter(counts) for kind, counts in json.loads(file.read_text()).items()}
+    return pool, json.loads((folder / "stats.json").read_text())
+
+
+# --- S1 to S7 ---
+
+
+def reports(cfg: Config) -> tuple[list[dict], dict]:
+    """S1 to S4: records of all requests, accepted or not; of the regime real_image for the real reports' entities."""
+    pool, _ = entity_pool(cfg)
+    sampler, n = Sampler(pool, cfg.sampler), cfg.data.n_synthetic
+    if cfg.data.regime == "real_image":
+        pairs = real(cfg)
+        texts = (pairs.table.findings + " " + pairs.table.impression).tolist()
+        sampler, n = OwnEntities(pool, cfg.sampler, ner(cfg.ner)(texts)), len(pairs)
+    sections = [asdict(section) for section in (cfg.sampler, cfg.writer, cfg.ner)]
+    folder = stage_folder("reports", pool, sections, n, type(sampler).__name__)
+    records, stats = write_reports(sampler, n, make(cfg.writer), ner(cfg.ner), cfg.writer, folder)
+    return records, keep_stats(folder, stats)
+
+
+def images(cfg: Config, prompts: list[str]) -> tuple[np.ndarray, list[dict], dict]:
+    """S5 and S6: an image per prompt, drawn again where the check finds a defect; records say what was accepted."""
+    audit, a = audited(cfg), cfg.audit
+    parts = [hash_of(prompts), asdict(cfg.image), asdict(a), cfg.data.size_px, packing.fingerprint(audit.bad_features)]
+    folder = stage_folder("images", *parts)
+    made, records, stats = check_images(
+        prompts,
+        list(range(len(prompts))),
+        generator(cfg.image, cfg.data.size_px),
+        audit.screener if cfg.image.check else None,
+        audit.bad_features,
+        cfg.image,
+        folder,
+        a.image_rule,
+        audit.threshold,
+    )
+    return made, records, keep_stats(folder, stats)
+
+
+def synthetic(cfg: Config) -> Pairs:
+    """S7: the pairs of a regime that are not all real, packed with checksums.
+
+    synthetic, mix: generated texts and images; real_text: images generated from the real reports; real_image: texts
+    generated from the real reports' entities, beside their images.
+    """
+    made = {"real_text": _real_text, "real_image": _real_image}.get(cfg.data.regime, _generated)
+    return made(cfg)
+
+
+def _generated(cfg: Config) -> Pairs:
+    records, _ = reports(cfg)
+    accepted = [r for r in records if r["status"] == "accepted"]
+    pictures, drawn, _ = images(cfg, [r["impression"] for r in accepted])
+    table = pd.DataFrame({
+        "id": [f"syn{r['id']}" for r in accepted], "findings": [r["findings"] for r in accepted],
+        "impression": [r["impression"] for r in accepted],
+        "clinical": [json.dumps(r["clinical"]) for r in accepted],
+    })  # fmt: skip
+    return _pack(cfg, "synthetic", pictures, drawn, table)
+
+
+def _real_text(cfg: Config) -> Pairs:
+    pairs = real(cfg)
+    table = pairs.table.assign(id="txt" + pairs.table.id)
+    pictures, drawn, _ = images(cfg, table.impression.where(table.impression != "", table.findings).tolist())
+    return _pack(cfg, "real_text", pictures, drawn, table)
+
+
+def _real_image(cfg: Config) -> Pairs:
+    pairs, (records, _) = real(cfg), reports(cfg)
+    accepted = [r for r in records if r["status"] == "accepted"]
+    rows = [r["id"] for r in accepted]
+    table = pairs.table.iloc[rows].assign(
+        id="img" + pairs.table.id.iloc[rows], findings=[r["findings"] for r in accepted],
+        impression=[r["impression"] for r in accepted],
+    )  # fmt: skip
+    drawn = [{"status": "accepted"}] * len(rows)
+    return _pack(cfg, "real_image", pairs.images[rows], drawn, table)
+
+
+def _pack(cfg: Config, source: str, pictures: np.ndarray, drawn: list[dict], table: pd.DataFrame) -> Pairs:
+    """Write what was accepted, once; the statistics of S7 beside it."""
+    kept = np.array([d["status"] == "accepted" for d in drawn], bool)
+    if not kept.any():
+        raise ValueError(f"none of {len(kept)} generated images passed the check: look at stats.json of stage images")
+    known = {"patient": table.id, "study": table.id, "view": "PA"}
+    table = table.assign(**{k: v for k, v in known.items() if k not in table}, source=source)[kept]
+    folder = stage_folder("pairs", source, hash_of(table.to_dict("list")), packing.fingerprint(pictures[kept]))
+    if (folder / "meta.json").exists():
+        return read_pairs(folder)
+    pairs = write_pairs(folder, np.ascontiguousarray(pictures[kept]), table, {"stage": "S7", "regime": cfg.data.regime})
+    pool, _ = entity_pool(cfg)
+    audit = audited(cfg)
+    stats = packing.statistics(pairs, real(cfg), pool, ner(cfg.ner), audit.screener)
+    keep_stats(folder, {"texts": len(drawn), "accepted": int(kept.sum())} | stats)
+    return pairs
+
+
+# --- what came of it ---
+
+
+def funnel(cfg: Config) -> list[list]:
+    """Rows (stage, what, number) of all stages of the regime `synthetic`, pass rates with what they are shares of."""
+    a1 = real(cfg).meta["made_from"]["stats"]
+    audit, (_, a4), (records, text) = audited(cfg), entity_pool(cfg), reports(cfg)
+    _, _, image = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
+    s7 = json.loads((stage_folder_of(synthetic(cfg)) / "stats.json").read_text())
+    return packing.funnel_rows(a1, audit.stats, a4, text, image, s7)
+
+
+def stage_folder_of(pairs: Pairs) -> Path:
+    return Path(pairs.images.filename).parent
+
+
+def main(args: list[str] | None = None) -> None:
+    cfg = parse(args)
+    pairs = synthetic(cfg)
+    for stage, what, number in funnel(cfg):
+        print(f"{stage:>3}  {what:<60} {number}")
+    print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The paper's experiments, and how they are scored and shown: `make reproduce-synth_medvlp`. Engine: `shared.runs`."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from shared.runs import engine, evidence
+from shared.runs.paper import Experiment, Paper
+from synth_medvlp import tables
+from synth_medvlp.config import Config
+from synth_medvlp.prep import prepare, prepare_tasks
+
+CONTROLS = tuple(f"image~{c}" for c in ("zeroed", "shuffled", "prompts", "prior", "val"))
+REGIMES = ("real", "synthetic", "mix")
+
+
+def regime(name: str, *inputs: str, **overrides) -> Experiment:
+    """VLP on the pairs of a regime, everything else the same."""
+    return Experiment({"data.regime": name, **overrides}, inputs or ("image",))
+
+
+def three(prefix: str, *inputs: str, **overrides) -> dict[str, Experiment]:
+    return {f"{prefix}-{name}": regime(name, *inputs, **overrides) for name in REGIMES}
+
+
+def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
+    """Another evaluation of the weights of experiment `of`."""
+    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
+
+
+def downstream(prefix: str, *inputs: str, of=(*REGIMES, "random-init")) -> dict[str, Experiment]:
+    return {f"{prefix}-{name}": evaluation(name, inputs) for name in of}
+
+
+EXPERIMENTS = {
+    # the headline: ConVIRT on the three regimes, and what it reads
+    "real": regime("real", "image", *CONTROLS),
+    "synthetic": regime("synthetic", "image", *CONTROLS),
+    "mix": regime("mix", "image", *CONTROLS),
+    "random-init": Experiment({"train.epochs": 0, "train.steps": 0}, ("image",)),
+    "shuffled-pairs": regime("synthetic", **{"data.shuffle_pairs": True}),
+    # the second method
+    **three("gloria", "image", **{"model.profile": "gloria"}),
+    # what else could explain a gain: cleaning, more steps
+    "clean": regime("clean"),
+    "mix-epochs": regime("mix", **{"train.steps": 0}),
+    # stages left out, halves of a pair, another generator
+    "random-sampling": regime("synthetic", **{"sampler.balanced": False}),
+    "no-text-check": regime("synthetic", **{"writer.check": False}),
+    "no-image-check": regime("synthetic", **{"image.check": False}),
+    "real-text": regime("real_text"),
+    "real-image": regime("real_image"),
+    "oracle": regime("synthetic", **{"image.checkpoint": "oracle"}),
+    "disjoint-real": regime("real", **{"data.simulate.seed": 13}),
+    "disjoint-synthetic": regime("synthetic", **{"data.simulate.seed": 13}),
+    "disjoint-mix": regime("mix", **{"data.simulate.seed": 13}),
+    "random-text": regime("real", **{"model.text.frozen": True}),
+    # other amounts of defects in the real data
+    **three("none", **{"data.simulate.level": "none"}),
+    **three("strong", **{"data.simulate.level": "strong"}),
+    # the same weights, evaluated otherwise
+    **{f"prompts-{name}": evaluation(name, ("image+name", "image+description", "image+pair")) for name in REGIMES},
+    **downstream("ground", "grounding:image", "grounding:image~shuffled", "grounding:image~prior"),
+    **downstream("linear", "linear:image", "linear:image~val"),
+    **downstream("finetune", "finetune:image", "finetune:image~val"),
+    **downstream("segment", "segment:image"),
+    **downstream("gloria-ground", "grounding:image", of=tuple(f"gloria-{name}" for name in REGIMES)),
+}
+
+
+class SynthMedVlp(Paper):
+    name = "synth_medvlp"
+    config = Config
+    experiments = EXPERIMENTS
+    main_input = "image"
+
+    def prepare(self, cfg: Config) -> None:
+        prepare(cfg)
+        prepare_tasks(cfg)
+
+    def same_data(self, cfg: Config) -> str:
+        stages = cfg.data, cfg.audit, cfg.ner, cfg.sampler, cfg.writer, cfg.image
+        return repr([stages, cfg.eval.tasks, cfg.eval.simulate, cfg.eval.variant])
+
+    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
+        """Labels of the tasks, once for all runs on the same data; pixel counts of the masks of every seed."""
+        data_hash = evidence.run_facts(runs)["data_hash"]
+        shutil.copy(runs[0] / "labels.parquet", out / "predictions" / f"labels-{data_hash}.parquet")
+        for seed in cfg.reproduce.seeds:
+            masks = pd.read_parquet(evidence.run_folders(cfg, name, seed)[0] / "masks.parquet")
+            if len(masks):
+                masks.to_parquet(out / "predictions" / f"{name}-masks-seed{seed}.parquet", compression="zstd")
+
+    def pictures(self, cfg: Config, names: list[str]) -> None:
+        tables.keep_funnel(cfg, names)
+        tables.draw_sheets(cfg, names)
+
+
+SYNTH_MEDVLP = SynthMedVlp()
+
+
+def main(args: list[str] | None = None) -> dict:
+    return engine.main(SYNTH_MEDVLP, args)
+
+
+if __name__ == "__main__":
+    main()

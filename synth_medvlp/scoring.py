@@ -1,0 +1,68 @@
+"""Predictions -> AUROC statistics per input (shared.runs.tasks); here: pixel counts -> Dice, IoU, pointing game."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from shared.metrics.interval import Scores, Statistic
+from shared.metrics.segmentation import metrics_of_rows
+from shared.metrics.six_tasks import average, restrict
+from shared.runs import tasks
+from shared.runs.evidence import Scored, folder
+from shared.runs.tasks import means_over_draws
+from synth_medvlp.config import Config
+
+
+def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
+    """`name@input` -> Scored, for every experiment in the results folder, and means over few-label draws.
+
+    A class that could not be learnt from few labels counts as chance: what is compared is scored on the same classes.
+    """
+    scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True) | score_masks(cfg, facts)
+    return scored | means_over_draws(scored)
+
+
+def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
+    """`name@grounding:..` and `name@segment:..` -> Scored: `dice` and its like as means over tasks, `dice:<task>`."""
+    scored: dict[str, Scored] = {}
+    for name in sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]}):
+        for seed in cfg.reproduce.seeds:
+            file = folder(cfg) / "predictions" / f"{name}-masks-seed{seed}.parquet"
+            if not file.exists():
+                continue
+            run = facts["runs"][f"{name}/seed{seed}"]
+            for kind, rows in pd.read_parquet(file).groupby("input", sort=False):
+                rows = rows.sort_values(["task", "id"], kind="stable")
+                ids, patients = (rows.task + ":" + rows.id).to_numpy(), (rows.dataset + ":" + rows.patient).to_numpy()
+                new = Scored({}, ids, patients, run["source"], run["masks_hash"], n_records=rows.id.nunique())
+                entry = scored.setdefault(f"{name}@{kind}", new)
+                if not np.array_equal(entry.ids, ids):
+                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                for metric, statistic in mask_statistics(rows).items():
+                    entry.scores.setdefault(metric, []).append(statistic)
+    return scored
+
+
+def mask_statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
+    """Metrics of shared.metrics.segmentation over all rows: `<metric>:<task>`, and `<metric>`, the mean over tasks."""
+    of_task: dict[str, dict[str, Statistic]] = {}
+    for task in sorted(set(rows.task)):
+        chosen = np.flatnonzero(rows.task.to_numpy() == task)
+        some = rows.iloc[chosen]
+        found = metrics_of_rows(some)
+        if "tp_oracle" in some and some.tp_oracle.notna().all():
+            found |= metrics_of_rows(some, "_oracle")
+        for name, metric in found.items():
+            of_task.setdefault(name, {})[task] = restrict(as_statistic(metric), chosen, len(rows))
+    means = {name: average(list(by_task.values())) for name, by_task in of_task.items()}
+    return means | {f"{name}:{task}": m for name, by_task in of_task.items() for task, m in by_task.items()}
+
+
+def as_statistic(metric: Scores) -> Statistic:
+    """A metric of sums as a function of item weights, so that it can be restricted to some of the items."""
+    return Statistic(metric.name, metric.version, metric.n_items, partial(_weighted, metric=metric))
+
+
+def _weighted(item_weights: np.ndarray, metric: Scores) -> np.ndarray:
+    return metric.reduce(item_weights @ metric.stats)

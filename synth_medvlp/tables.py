@@ -1,0 +1,314 @@
+"""What REPRODUCTION.md shows beside the claims: controls, tables, figures; from scored predictions and the funnel."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared.metrics.classification import auroc_per_class
+from shared.metrics.figures import draw_claims, draw_losses
+from shared.metrics.scorecard import control, dumps
+from shared.metrics.six_tasks import items_of
+from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, read_labels
+from synth_medvlp import figures
+from synth_medvlp.config import Config, parse
+from synth_medvlp.entities import ner, norm
+from synth_medvlp.evaluate import setup
+from synth_medvlp.generate import audited, funnel, images, real, reports, synthetic
+from synth_medvlp.grounding import masks_of, upsampled
+from synth_medvlp.inputs import Input
+from synth_medvlp.prompts import prompts_of
+from synth_medvlp.screening import NO, QUESTIONS
+
+REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synthetic": "mix"}
+METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
+METHODS |= {f"GLoRIA, {label}": f"gloria-{name}" for label, name in REGIMES.items()}
+METHODS |= {"ConVIRT, untrained": "random-init"}
+STAGES = {
+    "synthetic pairs": "synthetic",
+    "entities drawn by their frequency": "random-sampling",
+    "no text check": "no-text-check",
+    "no image check": "no-image-check",
+    "images by the simulator itself": "oracle",
+    "real texts, synthetic images": "real-text",
+    "real images, synthetic texts": "real-image",
+    "another pair's report": "shuffled-pairs",
+    "real pairs": "real",
+    "real pairs, cleaned by the audit": "clean",
+    "real pairs, frozen random text encoder": "random-text",
+    "real and synthetic, equal steps": "mix",
+    "real and synthetic, equal epochs": "mix-epochs",
+}
+WORLDS = {
+    "none": "no defects, no tail",
+    "": "middle defects",
+    "strong": "strong defects",
+    "disjoint": "middle defects, generator of other patients",
+}
+MASKS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "pointing": "pointing game",
+    "pixel_auprc": "pixel AUPRC",
+    "dice_oracle": "Dice, threshold from test (as published)",
+    "dice_published": "Dice over all images (as published)",
+    "dice_all_empty": "the same of an all-empty mask",
+}
+HEADLINE = "auroc_headline"
+
+
+def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
+    """Inputs and weights from which nothing should be read, and how far the trained models are above them."""
+    rows = []
+    for name in REGIMES.values():
+        for what, note in {
+            "zeroed": "black images",
+            "shuffled": "another record's image",
+            "prompts": "each class asked by another class's prompt",
+            "prior": "each class's share of the training labels, for every record",
+        }.items():
+            key = f"{name}@image~{what}"
+            if key in scored and f"{name}@image" in scored:
+                level, difference = scored[key].level(HEADLINE), compare(HEADLINE, name, key)
+                rows.append(control(f"{name}-{what}", HEADLINE, level, difference, describe(scored[key]), note))
+    for key, note in {"random-init": "untrained", "shuffled-pairs": "trained on other pairs' reports"}.items():
+        entry = scored.get(f"{key}@image")
+        if entry and "synthetic@image" in scored:
+            difference = compare(HEADLINE, "synthetic", key)
+            rows.append(control(key, HEADLINE, entry.level(HEADLINE), difference, describe(entry), note))
+    for name in REGIMES.values():
+        for what, note in {"shuffled": "the map of another image", "prior": "the mean training mask"}.items():
+            key, ours = f"ground-{name}@grounding:image~{what}", f"ground-{name}@grounding:image"
+            if key in scored and ours in scored:
+                level, difference = scored[key].level("dice"), compare("dice", ours, key)
+                rows.append(control(f"ground-{name}-{what}", "dice", level, difference, describe(scored[key]), note))
+    return rows
+
+
+def zero_shot_table(scored: dict[str, Scored]) -> dict:
+    """Methods x data sets."""
+    rows, columns = {}, {HEADLINE: "headline mean"}
+    for label, name in METHODS.items():
+        entry = scored.get(f"{name}@image")
+        if entry:
+            rows[label] = {m: entry.level(m) for m in entry.scores if m == HEADLINE or m.startswith("auroc:")}
+            columns |= {m: m.removeprefix("auroc:") for m in rows[label] if m != HEADLINE}
+    note = AUROC_NOTE.replace("mean over tasks", "headline: mean over its five sets")
+    return level_table("zero-shot", "Zero-shot classification", columns, rows, note)
+
+
+def stage_table(scored: dict[str, Scored]) -> dict:
+    rows = {
+        label: {HEADLINE: scored[f"{n}@image"].level(HEADLINE)} for label, n in STAGES.items() if f"{n}@image" in scored
+    }
+    return level_table("stages", "What each stage buys: zero-shot, ConVIRT", {HEADLINE: "headline mean"}, rows)
+
+
+def world_table(scored: dict[str, Scored]) -> dict:
+    """The regimes in worlds with other defects, and with a generator that saw other patients."""
+    rows = {}
+    for prefix, label in WORLDS.items():
+        names = {r: f"{prefix}-{r}@image" if prefix else f"{r}@image" for r in REGIMES.values()}
+        rows[label] = {r: scored[key].level(HEADLINE) for r, key in names.items() if key in scored}
+    return level_table("worlds", "Real, synthetic and mixed pairs by world", {v: k for k, v in REGIMES.items()}, rows)
+
+
+def prompt_table(scored: dict[str, Scored]) -> dict:
+    columns = {
+        "image": "there is ..",
+        "image+name": "name",
+        "image+description": "description",
+        "image+pair": ".. against no ..",
+    }
+    rows = {}
+    for label, name in REGIMES.items():
+        keys = {c: f"{name if c == 'image' else 'prompts-' + name}@{c}" for c in columns}
+        rows[label] = {c: scored[k].level(HEADLINE) for c, k in keys.items() if k in scored}
+    return level_table(
+        "prompts", "Zero-shot by prompt, ConVIRT", columns, rows if any(len(r) > 1 for r in rows.values()) else {}
+    )
+
+
+def tuned_table(scored: dict[str, Scored], kind: str, title: str) -> dict:
+    rows, ratios = (
+        {},
+        sorted({k.rsplit(" ", 1)[1] for k in scored if f"@{kind}:image " in k and "#" not in k}, key=float),
+    )
+    for label, name in METHODS.items():
+        keys = {r: f"{kind}-{name}@{kind}:image {r}" for r in ratios}
+        rows[label] = {r: scored[k].level("auroc") for r, k in keys.items() if k in scored}
+    columns = {r: f"{100 * float(r):g} % of the labels" for r in ratios}
+    return level_table(kind, title, columns, rows)
+
+
+def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str, str]) -> dict:
+    rows = {}
+    for label, key in of.items():
+        if key in scored:
+            rows[label] = {m: scored[key].level(m) for m in MASKS if m in scored[key].scores}
+    note = "Mean over RSNA, SIIM and COVID Rural; over images with a mask unless said; [95 % interval]."
+    return level_table(prefix, title, MASKS, rows, note)
+
+
+def funnel_table(cfg: Config) -> dict:
+    """Requests -> reports -> images -> pairs, with pass rates, as `keep_funnel` left them."""
+    file = folder(cfg) / "funnel.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    return {
+        "id": "funnel",
+        "title": "The generation funnel, stage by stage",
+        "columns": ["stage", "what", "number"],
+        "rows": rows,
+    }
+
+
+def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    ground = {label: f"ground-{n}@grounding:image" for label, n in REGIMES.items()}
+    ground |= {f"GLoRIA, {label}": f"gloria-ground-gloria-{n}@grounding:image" for label, n in REGIMES.items()}
+    ground |= {
+        "untrained": "ground-random-init@grounding:image",
+        "mean training mask": "ground-real@grounding:image~prior",
+    }
+    segment = {label: f"segment-{n}@segment:image 1" for label, n in (REGIMES | {"untrained": "random-init"}).items()}
+    found = [zero_shot_table(scored), stage_table(scored), world_table(scored), prompt_table(scored)]
+    found += [mask_table(scored, "grounding", "Zero-shot grounding", ground)]
+    found += [tuned_table(scored, "linear", "A linear layer on the frozen encoder, AUROC, mean over five sets")]
+    found += [tuned_table(scored, "finetune", "Fine-tuned classification, AUROC, mean over five sets")]
+    found += [mask_table(scored, "segment", "Segmentation", segment), funnel_table(cfg)]
+    found.append(protocol_table(cfg, facts, REGIMES))
+    found.append(run_table(facts, pairs="n_train"))
+    return [table for table in found if table["rows"]]
+
+
+# --- figures ---
+
+
+def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    """Figures from scores alone; returns file and caption of all figures of the folder."""
+    out, logs = folder(cfg), {}
+    for label, name in METHODS.items():
+        seeds = [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
+        if all(seeds):
+            logs[label] = seeds
+    if logs:
+        draw_losses(out / "loss.png", logs, "Training loss")
+    if any("ours" in c for c in card["claims"]):
+        draw_claims(out / "claims.png", card)
+    if all(f"{name}@image" in scored for name in REGIMES.values()):
+        figures.draw_classes(out / "classes.png", per_class(cfg, facts), REGIMES)
+    captions = {
+        "claims.png": "Claims measured at this tier.",
+        "classes.png": "AUROC of every headline class against how often its finding stands in the real training set.",
+        "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
+        "maps.png": "Zero-shot maps of the three regimes on test images with a box or mask (outlined).",
+        "loss.png": "Training loss.",
+    }
+    return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
+
+
+def per_class(cfg: Config, facts: dict) -> pd.DataFrame:
+    """task, class, share of real reports that state it, AUROC of each regime (mean over seeds)."""
+    frequency = json.loads((folder(cfg) / "frequency.json").read_text())
+    found: dict[tuple, dict] = {}
+    for name in REGIMES.values():
+        values: dict[tuple, list[float]] = {}
+        for seed in cfg.reproduce.seeds:
+            run = facts["runs"][f"{name}/seed{seed}"]
+            rows = read_predictions(cfg, name, seed)
+            _, _, parts = items_of(rows[rows.input == "image"], read_labels(cfg, run["data_hash"]))
+            for task, (_, y, s) in parts.items():
+                if run["kinds"][task][0] == "headline":
+                    for label, auroc in zip(run["classes"][task], auroc_per_class(y, s), strict=True):
+                        values.setdefault((task, label), []).append(float(auroc))
+        for key, seeds in values.items():
+            found.setdefault(key, {})[name] = float(np.mean(seeds))
+    rows = [{"task": t, "class": c, "share": frequency.get(c)} | v for (t, c), v in found.items()]
+    return pd.DataFrame(rows)
+
+
+# --- what needs images or the caches of the runs ---
+
+
+def keep_funnel(cfg: Config, experiments: list[str]) -> None:
+    """Counts of every stage of this tier's generation, and the share of real reports that state each class."""
+    if "synthetic" not in experiments:
+        return
+    run = run_folders(cfg, "synthetic", cfg.reproduce.seeds[0])[0]
+    run_cfg = parse(["--config", str(run / "config.yaml")])
+    (folder(cfg) / "funnel.json").write_text(dumps(funnel(run_cfg)))
+    classes = [c for task in json.loads((run / "metrics.json").read_text())["classes"].values() for c in task]
+    (folder(cfg) / "frequency.json").write_text(dumps(stated(run_cfg, sorted(set(classes)))))
+
+
+def stated(cfg: Config, classes: list[str]) -> dict[str, float]:
+    """Class -> share of the real training reports with an affirmed entity that holds the class's plain name."""
+    table = real(cfg).table
+    read = ner(cfg.ner)((table.findings + " " + table.impression).tolist())
+    affirmed = [[f" {norm(m.text)} " for m in mentions if m.type in ("ABNORMALITY", "DISEASE")] for mentions in read]
+    names = {c: f" {norm(prompts_of(c).positive['name'])} " for c in classes}
+    return {c: float(np.mean([any(name in text for text in texts) for texts in affirmed])) for c, name in names.items()}
+
+
+def draw_sheets(cfg: Config, experiments: list[str]) -> None:
+    """Contact sheets of pairs, and maps of the three regimes."""
+    runs = {label: run_folders(cfg, name, cfg.reproduce.seeds[0])[0] for label, name in REGIMES.items()}
+    if not set(REGIMES.values()) <= set(experiments):
+        return
+    configs = {label: parse(["--config", str(run / "config.yaml")]) for label, run in runs.items()}
+    figures.draw_pairs(folder(cfg) / "pairs.png", pair_groups(configs["synthetic pairs"]))
+    rows = map_rows(configs, {label: run / "checkpoint" for label, run in runs.items()})
+    figures.draw_maps(folder(cfg) / "maps.png", rows)
+
+
+def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Title -> (image, text) of real pairs, dropped real ones, synthetic pairs and rejected images, drawn by seed."""
+    rng = np.random.default_rng(0)
+    pairs, audit, made = real(cfg), audited(cfg), synthetic(cfg)
+    records, _ = reports(cfg)
+    drawn, checks, _ = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
+
+    def some(rows, of, text) -> list[tuple[np.ndarray, str]]:
+        chosen = np.sort(rng.permutation(rows)[:columns])
+        return [(np.asarray(of[i]), text(i)) for i in chosen]
+
+    rejected = [i for i, check in enumerate(checks) if check["status"] != "accepted"]
+    groups = {
+        "real": some(len(pairs), pairs.images, lambda i: pairs.table.impression[i]),
+        "real, dropped by the audit": some(
+            np.flatnonzero(audit.dropped), pairs.images, lambda i: no_to(audit.answers[i])
+        ),
+        "synthetic": some(len(made), made.images, lambda i: made.table.impression[i]),
+        "synthetic, rejected": some(np.array(rejected, int), drawn, lambda i: checks[i]["prompt"]),
+    }
+    return {title: cells for title, cells in groups.items() if cells}
+
+
+def no_to(answers: np.ndarray) -> str:
+    return "NO: " + (", ".join(q for q, a in zip(QUESTIONS, answers, strict=True) if a == NO) or "none; near a bad one")
+
+
+def map_rows(configs: dict[str, Config], checkpoints: dict[str, Path], per_task: int = 2) -> list[tuple]:
+    """Rows of `figures.draw_maps`: test images with a mask, the first ones of each task."""
+    evaluations = {}
+    for label, cfg in configs.items():
+        masked = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, inputs=["grounding:image"]))
+        evaluations[label], _ = setup(masked, checkpoints[label])
+    first, spec, rows = next(iter(evaluations.values())), Input("grounding:image", kind="grounding"), []
+    for release in first.masked.values():
+        for task in release.tasks.values():
+            numbers = release.row_of(task)[task.part_rows("test")]
+            chosen = numbers[masks_of(release, numbers).any((1, 2))][:per_task]
+            maps = {
+                label: upsampled(e.maps(release, task, spec)(chosen), len(release.images[0]))
+                for label, e in evaluations.items()
+            }
+            masks = masks_of(release, chosen)
+            name = prompts_of(task.classes[0]).positive["name"]
+            for i, number in enumerate(chosen):
+                heat = {label: of[i] for label, of in maps.items()}
+                rows.append((f"{task.name}: {name}", np.asarray(release.images[number]), masks[i], heat))
+    return rows

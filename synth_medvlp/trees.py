@@ -1,0 +1,48 @@
+"""Where a release lies: the official files under DATA_ROOT, or a simulated hospital in the same layout in the cache."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shared.locks import locked
+from shared.runs.config import cache_root, data_root, hash_of
+from synth_medvlp import simulate
+from synth_medvlp.simulate_layouts import write
+
+SIMULATOR = [Path(simulate.__file__).with_name(f"{name}.py") for name in (
+    "anatomy", "defects", "film", "findings", "lesions", "simulate", "simulate_layouts", "simulate_reports",
+    "simulate_vocabulary", "skeleton",
+)]  # fmt: skip
+
+
+@dataclass
+class CxrSimulateConfig:
+    """Embedded data: a hospital of `n_patients`. level: none | middle | strong defects (training hospital only)."""
+
+    n_patients: int = 400
+    seed: int = 0
+    size_px: int = 64
+    level: str = "middle"
+
+
+def tree(dataset: str, simulated: CxrSimulateConfig | None) -> tuple[Path, str]:
+    """(root of the release, "simulated" or the data set's name). A hospital is written once, whoever asks for it.
+
+    Raises FileNotFoundError where an official release is absent.
+    """
+    if simulated is None:
+        root = data_root() / dataset
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is missing: `make data-{dataset}`, or set DATA_ROOT")
+        return root, dataset
+    version = hash_of([hash_of(file.read_text()) for file in SIMULATOR])[:8]
+    name = f"{dataset}-{hash_of([asdict(simulated), version])}"
+    folder = cache_root() / "simulated-cxr"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / f"{name}.lock"):
+        if not (folder / name).exists():
+            print(f"simulating {dataset}: {simulated.n_patients} patients, seed {simulated.seed}", flush=True)
+            level = simulated.level if dataset == "mimic-cxr-jpg" else "none"
+            write(dataset, folder / name, simulated.n_patients, simulated.seed, simulated.size_px, level,
+                  workers=os.cpu_count() or 1)  # fmt: skip
+    return folder / name, "simulated"

@@ -1,0 +1,174 @@
+"""`synth_medvlp.mllm`: replies of language models, a misbehaving endpoint, tiny random checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from screen_server import running
+
+from synth_medvlp.mllm import API_KEY, PROMPT, REMINDER, Encoder, ScreenError, read
+from synth_medvlp.screening import QUESTIONS, UNREAD, AuditConfig, screener
+
+YES6 = [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ('{"1": "YES", "2": "yes", "3": "Yes.", "4": "NO", "5": true, "6": false}', [1, 1, 1, 0, 1, 0]),
+        ('Sure!\n```json\n{"q1":"YES","q2":"YES","q3":"YES","q4":"YES","q5":"YES","q6":"YES"}\n```', YES6),
+        (str({name: "NO" for name in QUESTIONS}).replace("'", '"'), [0] * 6),
+        ('["YES","YES","YES","YES","YES","NO"]', [1, 1, 1, 1, 1, 0]),
+        ("1. YES\n2) NO\nQ3: yes\nQuestion 4 - No\n5. Is it upright? YES\n**6.** NO", [1, 0, 1, 0, 1, 0]),
+        ("1. No, this is a frontal view. YES\n2. YES\n3. YES\n4. YES\n5. YES\n6. YES", YES6),
+        ("YES YES NO YES YES YES", [1, 1, 0, 1, 1, 1]),
+        ("Yes.", None), ("", None), ("1. YES\n2. YES\n3. YES\n4. YES\n5. YES", None),
+        ("1. YES\n1. NO\n2. YES\n3. YES\n4. YES\n5. YES\n6. YES", None),
+        ('{"1": "YES", "2": "MAYBE", "3": "YES", "4": "YES", "5": "YES", "6": "YES"}', None),
+        ("YES or NO? YES YES YES YES YES YES", None),
+    ],
+)  # fmt: skip
+def test_replies(reply, expected):
+    assert read(reply) == expected
+
+
+def _images(*rows):
+    images = np.full((len(rows), 6, 6), 90, np.uint8)
+    for image, (which, bits) in zip(images, rows, strict=True):
+        image[0, :2] = which, bits
+    return images
+
+
+@pytest.fixture
+def server():
+    with running() as server:
+        yield server
+
+
+def _screener(server, **options):
+    options = {"retries": 2, "timeout_s": 0.4, "backoff_s": 0.01, "workers": 4, "reasks": 2, "batch": 4} | options
+    return screener(AuditConfig(screener="endpoint", model="m", base_url=server.base_url, **options), 6)
+
+
+def test_an_endpoint_that_misbehaves(server, monkeypatch):
+    monkeypatch.setenv(API_KEY, "secret")
+    server.script = {
+        1: ["prose"], 2: ["five", "cut"], 3: ["429", "503"], 4: ["slow"], 5: ["nojson"],
+        6: ["prose", "empty", "five"], 7: ["nojson"] * 9,
+    }  # fmt: skip
+    asked = _screener(server)
+    answers = asked.answers(_images((0, 0), (1, 5), (2, 32), (3, 1), (4, 2), (5, 4), (6, 0), (7, 0)))
+    expected = [[1 - (bits >> i & 1) for i in range(6)] for bits in (0, 5, 32, 1, 2, 4)]
+    assert answers.tolist() == [*expected, [UNREAD] * 6, [UNREAD] * 6]
+    assert asked.counts == {"replies": 8 + 1 + 2 + 2 + 2, "reasks": 7, "unread": 2}
+    headers, body = server.requests[0]
+    assert headers["authorization"] == "Bearer secret" and body["temperature"] == 0.0
+    assert body["messages"][0]["content"][1]["text"] == PROMPT and all(q in PROMPT for q in QUESTIONS.values())
+    again = [b["messages"] for _, b in server.requests if len(b["messages"]) > 1]
+    assert all(m[-1]["content"] == REMINDER and m[-2]["role"] == "assistant" for m in again) and again
+
+
+@pytest.mark.parametrize("status", ["401", "404", "422"])
+def test_an_endpoint_that_refuses_stops_the_run(server, status, monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+    server.script = {1: [status] * 9}
+    with pytest.raises(ScreenError, match=status):
+        _screener(server).answers(_images((1, 0)))
+    assert server.requests[0][0]["authorization"] == "Bearer none"  # never the user's hub token
+
+
+def test_an_endpoint_that_stays_busy_or_is_absent_stops_the_run(server):
+    server.script = {1: ["503"] * 9}
+    with pytest.raises(ScreenError, match="run again"):
+        _screener(server).answers(_images((1, 0)))
+    absent = _screener(server, retries=0)
+    absent.ask.client = type(absent.ask.client)(base_url="http://127.0.0.1:9/v1", api_key="x", timeout=1)
+    with pytest.raises(ScreenError, match="nobody answers"):
+        absent.answers(_images((0, 0)))
+
+
+# --- tiny random checkpoints ---
+
+
+def tiny_encoder(folder):
+    from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": {"height": 28, '
+        '"width": 28}, "do_resize": true, "do_center_crop": true, "do_normalize": true, "do_rescale": true, '
+        '"rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], '
+        '"resample": 3, "do_convert_rgb": true}'
+    )
+    assert AutoImageProcessor.from_pretrained(folder)
+    return folder
+
+
+def test_features_are_the_normalised_class_token(tmp_path):
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = tiny_encoder(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (5, 20, 20), np.uint8)
+    found = Encoder(AuditConfig(encoder=str(folder), batch=2))(images)
+    assert found.shape == (5, 16) and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    pixels = AutoImageProcessor.from_pretrained(folder)(
+        images=[np.repeat(images[3][..., None], 3, 2)], return_tensors="pt"
+    )
+    token = AutoModel.from_pretrained(folder).eval()(**pixels).last_hidden_state[0, 0].detach().numpy()
+    assert np.allclose(found[3], token / np.linalg.norm(token), atol=1e-4)
+
+
+def tiny_llava(folder, texts):
+    from transformers import (
+        AutoImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )  # fmt: skip
+
+    from synth_medvlp.train_diffusion import train_tokenizer
+
+    torch.manual_seed(0)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}, '
+        '"crop_size": {"height": 28, "width": 28}}'
+    )
+    tokenizer = train_tokenizer(texts, 400)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.model_max_length = 4096
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}assistant:"
+    )
+    LlavaProcessor(
+        AutoImageProcessor.from_pretrained(folder), tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template,
+    ).save_pretrained(folder)  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_local_model_answers_and_what_it_babbles_is_unread(tmp_path, monkeypatch):
+    folder = tiny_llava(tmp_path, [PROMPT, REMINDER])
+    cfg = AuditConfig(screener="mllm", model=str(folder), encoder="none", batch=2, reasks=1, max_new_tokens=5)
+    asked = screener(cfg, 16)
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16), np.uint8)
+    assert (asked.answers(images) == UNREAD).all() and asked.counts == {"replies": 6, "reasks": 3, "unread": 3}
+    together = asked.ask(list(images), [[], ["babble"], []])
+    alone = [asked.ask([image], [said])[0] for image, said in zip(images, [[], ["babble"], []], strict=True)]
+    assert together == alone  # left padding
+    monkeypatch.setattr(asked, "ask", lambda images, earlier: ["YES NO YES YES YES YES"] * len(images))
+    assert asked.answers(images).tolist() == [[1, 0, 1, 1, 1, 1]] * 3
