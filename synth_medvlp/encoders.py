@@ -135,7 +135,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.resize, self.arch, self.channels = resize, config.model_type, config.num_channels
         if self.arch == "resnet":
-            self.backbone = ResNetModel(config).to(memory_format=torch.channels_last)  # a third faster on a CPU
+            self.backbone = ResNetModel(config)
             self.widths = config.hidden_sizes[-2], config.hidden_sizes[-1]
         else:
             self.backbone = ViTModel(config, add_pooling_layer=False)
@@ -148,7 +148,7 @@ class ImageEncoder(nn.Module):
         if self.resize:
             x = F.interpolate(x, (self.resize, self.resize), mode="bilinear", align_corners=True)
         if self.arch == "resnet":
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU; weights stay as DeepSpeed wants
             stem = self.backbone.embedder.embedder(x)
             pooled = self.backbone.embedder.pooler(stem)
             return [stem, *self.backbone.encoder(pooled, output_hidden_states=True).hidden_states[1:]]

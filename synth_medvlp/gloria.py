@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from synth_medvlp.gather import gather, rank, widest
 
 EPS = 1e-8  # smallest product of norms in a cosine
-CHUNK = 2**22  # similarities of (image, text, word, region) held at a time
+CHUNK = 2**20  # similarities of (image, text, word, region) held at a time
 PUBLISHED_SLOTS = 97  # word slots of the published text encoder
 
 
@@ -52,8 +52,9 @@ def attend(V: torch.Tensor, T: torch.Tensor, mask: torch.Tensor, temp1: float) -
     """Regions V [B_i, R, d], words T [B_t, L, d], mask bool [B_t, L] (words that count). All in float32."""
     with torch.autocast(V.device.type, enabled=False):
         V, T = V.float(), T.float()
-        S = torch.einsum("jrd,iwd->jiwr", V, T)
-        P = S.masked_fill(~mask[None, :, :, None], float("-inf")).softmax(2)  # over the words of a text
+        S = (T.flatten(0, 1) @ V.transpose(1, 2)).unflatten(1, T.shape[:2])  # [B_i, B_t, L, R]
+        others = torch.zeros_like(mask, dtype=S.dtype).masked_fill(~mask, float("-inf"))
+        P = (S + others.unsqueeze(2)).softmax(2)  # over the words of a text
         A = (temp1 * P).softmax(3)  # over the regions of an image
         # With C = sum_r A_r V_r the cosine needs T.C = sum_r A_r S_r and |C|^2 = A (V V^T) A: C [.., d] never exists.
         dot = (A * S).sum(3)

@@ -56,7 +56,7 @@ PACKAGES = {
         name="synth_medvlp",
         train=(),
         no_norm=(
-            '--model.image={"name": null, "arch": "vit", "width": 16, "depth": 1, "heads": 2, "mlp": 32, '
+            '--model.image={"name": null, "arch": "vit", "width": 16, "depth": 2, "heads": 2, "mlp": 32, '
             '"patch": 8, "size": 32}',
             "--model.text.dropout=0",
         ),
