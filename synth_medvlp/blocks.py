@@ -22,7 +22,7 @@ class BlockAutoencoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, size: int = 64, latent_channels: int = 32, whitening: float = 0.5, scaling_factor: float = 1.0,
+    def __init__(self, size: int = 64, latent_channels: int = 32, whitening: float = 0.3, scaling_factor: float = 1.0,
                  block_out_channels: tuple = (1,) * (HALVINGS + 1)):  # fmt: skip
         super().__init__()
         side = 2**HALVINGS
@@ -33,7 +33,7 @@ class BlockAutoencoder(ModelMixin, ConfigMixin):
         self.mean = nn.Parameter(torch.zeros(1, 1, size, size), requires_grad=False)
 
     @classmethod
-    def fit(cls, images: np.ndarray, channels: int = 32, whitening: float = 0.5) -> "BlockAutoencoder":
+    def fit(cls, images: np.ndarray, channels: int = 32, whitening: float = 0.3) -> "BlockAutoencoder":
         """Of uint8 [n, size, size]; the mean image is taken out, so that latents are about what differs."""
         pixels = as_pixels(images)
         side, size = 2**HALVINGS, images.shape[1]
