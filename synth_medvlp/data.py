@@ -131,7 +131,11 @@ class PairDataset(Dataset):
         draws, texts = rng.random(N_DRAWS, dtype=np.float32), self.texts[i]
         chosen = sorted(rng.permutation(len(texts))[: self.cfg.sentences or None])
         folder, row = self.places[i]
-        return {"image": self.pairs[folder].images[row], "text": " ".join(texts[k] for k in chosen), "draws": draws}
+        return {
+            "image": np.asarray(self.pairs[folder].images[row]),
+            "text": " ".join(texts[k] for k in chosen),
+            "draws": draws,
+        }
 
     def vocabulary(self) -> list[str]:
         """All sentences, of which a tokenizer can learn."""

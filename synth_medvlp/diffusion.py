@@ -59,6 +59,8 @@ class Generator:
         import torch
         from diffusers import StableDiffusionPipeline
 
+        import synth_medvlp.blocks  # noqa: F401  (diffusers loads our class only where it is imported already)
+
         if cfg.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"image.dtype={cfg.dtype!r}: one of float32, bfloat16, float16")
         if cfg.scheduler not in (*SCHEDULERS, "saved"):

@@ -108,6 +108,8 @@ def main(args: list[str] | None = None) -> Path:
     if len(train_set) < cfg.train.micro_batch * processes:
         raise ValueError(f"{len(train_set)} training pairs do not fill one batch: lower train.micro_batch")
     model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, train_set.vocabulary()))
+    if not cfg.train.deepspeed:  # which flattens weights; the convolutions of a CPU are a quarter faster with it
+        model.image.to(memory_format=torch.channels_last)
     if processes > 1 and torch.cuda.is_available():  # statistics over the global batch, as on one GPU
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
