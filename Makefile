@@ -6,7 +6,8 @@ DATA_ROOT ?= data/official
 export DATA_ROOT
 PAPERS := meit kmerl supreme
 DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
-	mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural hannover-cxr
+	mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural hannover-cxr \
+	ct-rate bimcv-r inspect
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow lint bench reproduce
@@ -52,8 +53,9 @@ DATA_meit := mimic-iv-ecg ptb-xl
 DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_supreme := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_synth_medvlp := mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural
+DATA_argus := ct-rate bimcv-r inspect
 check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
 	$(PY) -m shared.download --check $(DATA_$*)
 
-$(DATASETS:%=data-%): data-%: .venv/.ready  ## data-<dataset>: verified, resumable download into DATA_ROOT
-	$(PY) -m shared.download $*
+$(DATASETS:%=data-%): data-%: .venv/.ready  ## data-<dataset>: verified, resumable download into DATA_ROOT; SPLIT=valid
+	$(PY) -m shared.download $* $(if $(SPLIT),--split $(SPLIT))

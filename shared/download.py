@@ -1,9 +1,10 @@
 """Verified, resumable downloads of the releases in shared/releases.py into DATA_ROOT, and the check of what lies there.
 
-    python -m shared.download DATASET ... [--base-url URL]     what `make data-<dataset>` runs
+    python -m shared.download DATASET ... [--split SPLIT] [--base-url URL]   what `make data-<dataset>` runs
     python -m shared.download --check DATASET ... [--verify]   what `make check-data-<paper>` runs; needs no network
 
-Every file is checked against the release's SHA256SUMS.txt (or pinned checksums) before it gets its final name. A file
+Every file is checked against the release's SHA256SUMS.txt (or pinned checksums, or those that the hub lists) before it
+gets its final name. A file
 grows as `NAME.part` and continues there with an HTTP Range request after a cut; a file that arrives complete but wrong
 is fetched once more from the start. `.verified.tsv` in the data set's folder remembers what was verified (checksum,
 size, time of change), so a second run hashes nothing again. Licence, size and citation are printed before the first
@@ -13,16 +14,19 @@ byte.
 import argparse
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
 import requests
+from huggingface_hub import constants
 
-from shared.fetch import DownloadError, fetch, part_of, sha256_of, size_on_server
+from shared import hub
+from shared.fetch import DownloadError, fetch, git_blob_of, is_safe, part_of, sha256_of, size_on_server
 from shared.releases import RELEASES, Release
 
 SUMS = "SHA256SUMS.txt"
@@ -35,28 +39,46 @@ class _Stopped(Exception):
     """Another thread failed, or the user stopped the download."""
 
 
-def download(dataset: str, data_root: Path, base_url: str | None = None) -> dict:
+def download(dataset: str, data_root: Path, base_url: str | None = None, split: str = "") -> dict:
     """Fetch and verify the release `dataset` into data_root/dataset.
 
-    base_url: a mirror of the folder that holds SHA256SUMS.txt. Returns {"files", "fetched", "already", "bytes"}.
+    base_url: a mirror of the folder that holds SHA256SUMS.txt, or of the hub. split: only this part, of a data set on
+    the hub that has parts; "" = all. Returns {"files", "fetched", "already", "bytes"}.
     Raises DownloadError naming the files that could not be had; what was fetched stays, and the same call continues.
     """
     release = _release(dataset)
     if release.steps:
         raise DownloadError(f"{by_hand(release, Path(data_root) / release.name)}")
-    base_url = (base_url or release.base_url).rstrip("/") + "/"
+    if split and not release.splits:
+        raise DownloadError(f"{dataset}: it has no splits to choose from; leave SPLIT out")
+    base_url = (base_url or (constants.ENDPOINT if release.hub else release.base_url)).rstrip("/") + "/"
     if not base_url.startswith(("http://", "https://")):
         raise DownloadError(f"base URL {base_url!r} is not http:// or https://")
     root = Path(data_root) / release.name
     print(describe(release, root))
     root.mkdir(parents=True, exist_ok=True)
-    fetcher = _Fetcher(release, base_url, root)
+    if release.hub:
+        fetcher = _of_hub(release, root, split, base_url.rstrip("/"))
+    else:
+        fetcher = _Fetcher(release, base_url, root, release.sha256)
     try:
         return fetcher.run()
     except OSError as error:
         raise DownloadError(f"{error.filename or root}: cannot write: {error.strerror}; fix and run again") from error
     finally:
         fetcher.verified_file.close()
+
+
+def _of_hub(release: Release, root: Path, split: str, endpoint: str) -> "_Fetcher":
+    """The fetcher of a data set on the hub, once its files are listed and the disk has room for them."""
+    commit, listed = hub.files(release, root, split, endpoint)
+    absent = sum(size for name, (_, size) in listed.items() if not (root / name).is_file())
+    total, free = sum(size for _, size in listed.values()), shutil.disk_usage(root).free
+    print(f"  commit    {commit}\n  files     {len(listed):,}, {total / 1e9:,.1f} GB; to fetch {absent / 1e9:,.1f} GB")
+    if absent > free:
+        raise DownloadError(f"{root}: {free / 1e9:,.1f} GB free, {absent / 1e9:,.1f} GB needed; make room, or SPLIT=..")
+    sums = {name: checksum for name, (checksum, _) in listed.items()}
+    return _Fetcher(release, hub.folder_url(release, commit, endpoint), root, sums, hub.headers())
 
 
 def describe(release: Release, root: Path) -> str:
@@ -95,7 +117,7 @@ def read_sums(text: str, release: Release, source: str) -> dict[str, str]:
                 f"{source}, line {number}: not `checksum path`: {line[:100]!r}; delete it and run again"
             )
         path = match[2].removeprefix("./")
-        if not _is_safe(path):
+        if not is_safe(path):
             raise DownloadError(f"{source}, line {number}: unsafe path {path!r}; nothing was fetched")
         if path.startswith(release.prefix) and path != SUMS:
             sums[path.removeprefix(release.prefix)] = match[1].lower()
@@ -104,12 +126,6 @@ def read_sums(text: str, release: Release, source: str) -> dict[str, str]:
 
 def _sums_in(path: Path, release: Release) -> dict[str, str]:
     return read_sums(path.read_text(encoding="utf-8", errors="replace"), release, str(path))
-
-
-def _is_safe(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    odd = "\\" in path or ":" in path or any(ord(character) < 32 for character in path)
-    return bool(parts) and not (odd or path.startswith("/") or ".." in parts or path.endswith("/"))
 
 
 def _release(dataset: str) -> Release:
@@ -124,8 +140,10 @@ def _release(dataset: str) -> Release:
 class _Fetcher:
     """One download: a few threads take files from one list, each with its own session."""
 
-    def __init__(self, release: Release, base_url: str, root: Path):
+    def __init__(self, release: Release, base_url: str, root: Path, sums: dict[str, str], headers: dict | None = None):
+        """sums: checksums by path; {} = those of the release's SHA256SUMS.txt. headers: of each request."""
         self.release, self.base_url, self.root = release, base_url, root
+        self.sums, self.headers = sums, headers or {}
         self.verified = _read_verified(root)
         self.verified_file = open(root / VERIFIED, "a", encoding="utf-8")
         self.lock, self.stop = threading.Lock(), threading.Event()
@@ -136,7 +154,7 @@ class _Fetcher:
         from rich.console import Console
         from rich.progress import Progress, TextColumn
 
-        sums = self.release.sha256 or self._fetch_sums()
+        sums = self.sums or self._fetch_sums()
         if not sums:
             raise DownloadError(f"{self.base_url}{SUMS} lists no file below {self.release.prefix or '/'}")
         self.counts["files"] = len(sums)
@@ -178,6 +196,7 @@ class _Fetcher:
 
     def _work(self, files: Iterator[tuple[str, str]], advance: Callable[[], None]):
         with requests.Session() as session:
+            session.headers.update(self.headers)
             while not self.stop.is_set():
                 with self.lock:
                     name, sha256 = next(files, (None, None))
@@ -197,21 +216,21 @@ class _Fetcher:
                     raise
                 advance()
 
-    def _provide(self, session: requests.Session, name: str, sha256: str):
+    def _provide(self, session: requests.Session, name: str, checksum: str):
         """Make root/name the file with this checksum: known, hashed now, or fetched (at most twice)."""
         path, url = self.root / name, self.base_url + quote(self.release.prefix + name)
         if path.is_file():
-            if self.verified.get(name) == _stamp(path, sha256):
+            if self.verified.get(name) == _stamp(path, checksum):
                 return self._done(name, None, "already")
-            if sha256_of(path) == sha256:
-                return self._done(name, _stamp(path, sha256), "already")
+            if _checksum(path, checksum) == checksum:
+                return self._done(name, _stamp(path, checksum), "already")
             path.unlink()  # of another version, or damaged: no bad file keeps the final name
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             fetch(session, url, part_of(path), self._count_bytes, self._pause)
-            if sha256_of(part_of(path)) == sha256:
+            if _checksum(part_of(path), checksum) == checksum:
                 os.replace(part_of(path), path)
-                return self._done(name, _stamp(path, sha256), "fetched")
+                return self._done(name, _stamp(path, checksum), "fetched")
             part_of(path).unlink()
         raise DownloadError(f"{name}: wrong checksum twice; the copy at {url} differs from the release; try later")
 
@@ -233,9 +252,14 @@ class _Fetcher:
             raise _Stopped
 
 
-def _stamp(path: Path, sha256: str) -> str:
+def _checksum(path: Path, like: str) -> str:
+    """Checksum of a file, of the kind of `like`: SHA-256, or a git blob id, which is shorter."""
+    return sha256_of(path) if len(like) == 64 else git_blob_of(path)
+
+
+def _stamp(path: Path, checksum: str) -> str:
     status = path.stat()
-    return f"{sha256}\t{status.st_size}\t{status.st_mtime_ns}"
+    return f"{checksum}\t{status.st_size}\t{status.st_mtime_ns}"
 
 
 def _read_verified(root: Path) -> dict[str, str]:
@@ -260,22 +284,25 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
     release = _release(dataset)
     root = Path(data_root) / release.name
     present = _walk(root)
-    sums, state = release.sha256, ""
-    if not sums and SUMS in present:
+    sums, state, urls = release.sha256, "", {}
+    url = release.base_url + release.prefix
+    if release.hub:
+        commit, listed = hub.known(root)
+        sums, url = {name: checksum for name, (checksum, _) in listed.items()}, f"{url}resolve/{commit or 'main'}/"
+        state = "" if sums else "no list of the hub's files here; "
+    elif not sums and SUMS in present:
         sums = _sums_in(root / SUMS, release)
         state = "" if sums else f"{SUMS} lists no file of this data set; "
     elif not sums and not release.steps:
-        state = f"no {SUMS} here; "
+        state, urls = f"no {SUMS} here; ", {SUMS: release.base_url + SUMS}
     verified = _read_verified(root)
     missing = [name for name in sums if name not in present]
-    urls = {name: release.base_url + quote(release.prefix + name) for name in missing[:5]}
-    if not sums and not release.steps:
-        urls = {SUMS: release.base_url + SUMS}
+    urls |= {name: url + quote(name) for name in missing[:5]}
     known, wrong = 0, []
-    for name, sha256 in sums.items():
-        if name in present and verify and sha256_of(root / name) != sha256:
+    for name, checksum in sums.items():
+        if name in present and verify and _checksum(root / name, checksum) != checksum:
             wrong.append(name)
-        elif name in present and (verify or verified.get(name) == _stamp(root / name, sha256)):
+        elif name in present and (verify or verified.get(name) == _stamp(root / name, checksum)):
             known += 1
     found = sum(name.endswith(release.suffix) for name in present)
     if sums:
@@ -299,7 +326,7 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
         "url": release.base_url + release.prefix,
         "licence": release.licence,
         "size": release.size,
-        "get": f"make data-{dataset}",
+        "get": f"make data-{dataset}" + (f" [SPLIT={'|'.join(release.splits)}]" if release.splits else ""),
     }
 
 
@@ -330,7 +357,8 @@ def report(result: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shared.download", description="Fetch or check data sets.")
     parser.add_argument("dataset", nargs="+", choices=list(RELEASES))
-    parser.add_argument("--base-url", help="mirror of the folder that holds SHA256SUMS.txt")
+    parser.add_argument("--split", default="", help="only this split, of a data set on the hub")
+    parser.add_argument("--base-url", help="mirror of the folder that holds SHA256SUMS.txt, or of the hub")
     parser.add_argument("--check", action="store_true", help="only say what is there; no network")
     parser.add_argument("--verify", action="store_true", help="with --check: hash every file")
     options = parser.parse_args(arguments)
@@ -340,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.check:
                 print(report(check(dataset, data_root, options.verify)))
                 continue
-            counts = download(dataset, data_root, options.base_url)
+            counts = download(dataset, data_root, options.base_url, options.split)
             print(f"  done      {counts['files']:,} files verified, {counts['fetched']:,} of them fetched now")
         except DownloadError as error:
             print(f"error: {error}", file=sys.stderr)

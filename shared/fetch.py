@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import requests
 
@@ -34,6 +34,19 @@ def part_of(path: Path) -> Path:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_of(path: Path) -> str:
+    """Id that git gives the file's content: the checksum of small files on the Hugging Face hub."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def is_safe(path: str) -> bool:
+    """Whether a path of a release stays inside the folder it is fetched to, on any system."""
+    parts = PurePosixPath(path).parts
+    odd = "\\" in path or ":" in path or any(ord(character) < 32 for character in path)
+    return bool(parts) and not (odd or path.startswith("/") or ".." in parts or path.endswith("/"))
 
 
 def size_on_server(session: requests.Session, url: str) -> int | None:

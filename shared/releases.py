@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 PHYSIONET = "https://physionet.org/files/"
+HUB = "https://huggingface.co/datasets/"
 MERL_COMMIT = "7a931dbd2dbf347a9745edd3b6729820cc518a90"
 
 # SHA-256 of MERL's split files at MERL_COMMIT (the repository publishes no checksums).
@@ -37,6 +38,8 @@ class Release:
     steps: what a person must do where a release needs an account, an agreement or another client, or publishes no
     checksums; such a release is never fetched, `make data-<name>` prints the steps.
     mirror: another folder with the same files, without PhysioNet's limit on the rate of a connection.
+    folders: of a data set on the hub (base_url below HUB): what is fetched of it, "" = all.
+    splits: split -> folders that are fetched besides, where only part of a data set on the hub may be wanted.
     n_files: how many files ending in `suffix` the complete release has (records for the ECG data sets).
     """
 
@@ -52,6 +55,13 @@ class Release:
     mirror: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def hub(self) -> str:
+        """Name of the data set on the Hugging Face hub; "" where it is not there."""
+        return self.base_url.removeprefix(HUB).strip("/") if self.base_url.startswith(HUB) else ""
 
 
 _CREDENTIALED = (
@@ -237,6 +247,45 @@ RELEASES = {
             n_files=243,
             suffix=".png",
             steps=("git clone the repository, copy its png/ and data.csv here",),
+        ),
+        Release(
+            name="ct-rate",
+            title="CT-RATE: 50,188 volumes of 25,692 non-contrast chest CTs, 21,304 patients, reports, 18 labels",
+            base_url=HUB + "ibrahimhamamci/CT-RATE/",
+            licence="CC BY-NC-SA 4.0; terms to be accepted on its page: research use, no redistribution",
+            size="50,188 volumes (47,149 train, 3,039 valid), terabytes",
+            citation="Hamamci et al., CT-RATE / CT-CLIP, arXiv 2403.17834 (2024)",
+            n_files=50_188,
+            suffix=".nii.gz",
+            folders=("dataset/metadata", "dataset/radiology_text_reports", "dataset/multi_abnormality_labels"),
+            splits={"train": ("dataset/train_fixed",), "valid": ("dataset/valid_fixed",)},
+        ),
+        Release(
+            name="bimcv-r",
+            title="BIMCV-R: 8,069 chest CTs of 5,340 patients, Spanish reports and their translations",
+            base_url=HUB + "cyd0806/BIMCV-R/",
+            licence="see its page; the volumes are those of BIMCV-COVID19, under its research use agreement",
+            size="8,069 volumes, hundreds of gigabytes",
+            citation="Chen et al., BIMCV-R, MICCAI 2024, arXiv 2403.15992",
+            n_files=8_069,
+            suffix=".nii.gz",
+            folders=("",),
+        ),
+        Release(
+            name="inspect",
+            title="INSPECT: 23,248 CT pulmonary angiograms of 19,402 patients, impressions, outcome labels",
+            base_url="https://inspect.stanford.edu/",
+            licence="data use agreement of Stanford University: non-commercial research",
+            size="23,248 volumes; their size stands on its page",
+            citation="Huang et al., INSPECT, NeurIPS Datasets and Benchmarks 2023, arXiv 2311.10798",
+            n_files=23_248,
+            suffix=".nii.gz",
+            steps=(
+                "register on the page of the data set, accept the agreement, fetch the CT volumes and the tables",
+                "volumes as NIfTI files in CTPA/ here (any folder does: they are found by file name)",
+                "Final_metadata.csv, Final_splits.csv, Final_Impressions.csv and, optional, Final_labels.csv beside "
+                "CTPA/; what comes as a spreadsheet is saved as csv",
+            ),
         ),
     )
 }

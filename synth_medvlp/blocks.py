@@ -1,11 +1,14 @@
-"""The latent space of the small image generator: principal components of blocks of pixels (reference: S5).
+"""The small image generator's own parts (reference: S5): a latent space and a UNet that knows places.
 
 At 64 pixels a learned autoencoder costs more training than the diffusion model behind it and loses the ribs; 32
-components of 8 x 8 pixels keep 35 dB and cost nothing. `diffusers` loads the class as the `vae` of a pipeline.
+principal components of 8 x 8 pixels keep 35 dB and cost nothing. `diffusers` loads both classes as parts of a pipeline.
 """
+
+import functools
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # diffusers looks for it in the module of a class of its own
 from torch import nn
@@ -54,6 +57,26 @@ class BlockAutoencoder(ModelMixin, ConfigMixin):
     def decode(self, latents: torch.Tensor, return_dict: bool = False, generator=None) -> tuple[torch.Tensor]:
         """(pixels,), as the pipeline calls it."""
         return (F.conv_transpose2d(latents, self.synthesis, stride=self.synthesis.shape[-1]) + self.mean,)
+
+
+class PlacedUNet(UNet2DConditionModel):
+    """A UNet whose first features carry a learned code of their place: of a chest that lies the same in every image, it
+    need not find out from the borders where "left" and "base" are, which at the noisiest levels is all there is."""
+
+    @functools.wraps(UNet2DConditionModel.__init__)  # diffusers reads the names of a config from the signature
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        c = self.config
+        self.conv_in = _PlacedConv(c.in_channels, c.block_out_channels[0], c.sample_size)
+
+
+class _PlacedConv(nn.Conv2d):
+    def __init__(self, channels: int, width: int, side: int):
+        super().__init__(channels, width, 3, padding=1)
+        self.place = nn.Parameter(0.3 * torch.randn(1, width, side, side))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents) + self.place
 
 
 def as_pixels(images: np.ndarray) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from synth_medvlp.blocks import HALVINGS, BlockAutoencoder, as_pixels
+from synth_medvlp.blocks import HALVINGS, BlockAutoencoder, PlacedUNet, as_pixels
 from synth_medvlp.pairs import Pairs, read_pairs, write_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -224,10 +224,10 @@ class Latents(torch.utils.data.Dataset):
 
 def networks(args: argparse.Namespace, tokenizer, size: int) -> dict:
     """The parts of a StableDiffusionPipeline by their names in it."""
-    from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+    from diffusers import DPMSolverMultistepScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet = UNet2DConditionModel(
+    unet = PlacedUNet(
         sample_size=size // 2**HALVINGS, in_channels=LATENTS, out_channels=LATENTS, layers_per_block=1,
         block_out_channels=(args.width,), down_block_types=["CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D"], attention_head_dim=4, norm_num_groups=16,

@@ -12,8 +12,11 @@ columns of CT-RATE's reports) are defaults. Beside each tree stands truth.parque
 drawn.
 """  # noqa: E501
 
+import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.ct.simulate import LAPTOP_SHAPE, SOURCES, Rendered, Study, draw_studies, render, study_grid
 from shared.ct.simulate_findings import labels
@@ -167,8 +172,14 @@ def _inspect(root: Path, study: Study, volumes: list[Rendered], version: str) ->
 _WRITERS = {"ct-rate": _ct_rate, "bimcv-r": _bimcv_r, "inspect": _inspect}
 
 
-def _write_chunk(job) -> list[dict]:
-    """Draw and write some patients; runs in a worker process."""
+def simulator_hash() -> str:
+    """Of the simulator's source: trees of another version are never taken for this one's."""
+    files = sorted(set(Path(__file__).parent.glob("simulate*.py")) - {Path(__file__).with_name("simulate_sheet.py")})
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8]
+
+
+def _write_chunk(job) -> Path:
+    """Draw and write some patients, then the file of their table rows; runs in a worker process."""
     dataset, root, seed, numbers, shape, version, reconstructions = job
     rows = []
     for number in numbers:
@@ -179,7 +190,22 @@ def _write_chunk(job) -> list[dict]:
                 scans.append(replace(study.scan, kernel=other, seed=study.scan.seed + 1))
             volumes = [render(study.patient, study.findings, scan, study_grid(scan, shape)) for scan in scans]
             rows += _WRITERS[dataset](root, study, volumes, version)
-    return rows
+    file = _rows_file(root, numbers)
+    file.with_suffix(".part").write_text(json.dumps(rows, default=lambda value: value.item()))
+    os.replace(file.with_suffix(".part"), file)
+    return file
+
+
+def _rows_file(root: Path, numbers: range) -> Path:
+    return root / ".rows" / f"{numbers.start:06d}.json"
+
+
+def _write_chunks(jobs: list, workers: int) -> Iterable[Path]:
+    if workers > 1 and len(jobs) > 1:
+        with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+            yield from pool.map(_write_chunk, jobs)
+    else:
+        yield from map(_write_chunk, jobs)
 
 
 def _write_tables(dataset: str, root: Path, rows: list[dict]) -> None:
@@ -210,8 +236,9 @@ def write(dataset: str, root: Path, n_patients: int, seed: int, shape=LAPTOP_SHA
     age, male.
 
     shape: (D, H, W) voxels. version: of CT-RATE's files, "fixed" or "v1". reconstructions: 2 = each scan with both
-    kernels. The tree is built beside `root` and renamed when complete. KeyError: no such data set. FileExistsError:
-    `root` is not empty. ValueError: n_patients, version, reconstructions.
+    kernels. The tree is built beside `root` and renamed when complete; a run that was killed is taken up where it
+    stopped. KeyError: no such data set. FileExistsError: `root` is not empty. ValueError: n_patients, version,
+    reconstructions.
     """
     root = Path(root)
     if dataset not in SOURCES:
@@ -222,18 +249,31 @@ def write(dataset: str, root: Path, n_patients: int, seed: int, shape=LAPTOP_SHA
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} exists and is not empty: remove it, or write elsewhere")
     building = root.with_name(root.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)  # what a killed run left
-    building.mkdir(parents=True)
-    jobs = [(dataset, building, seed, range(k, min(k + CHUNK, n_patients)), shape, version, reconstructions)
-            for k in range(0, n_patients, CHUNK)]  # fmt: skip
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            rows = [row for part in pool.map(_write_chunk, jobs) for row in part]
-    else:
-        rows = [row for job in jobs for row in _write_chunk(job)]
+    _take_up(building, [dataset, n_patients, seed, *shape, version, reconstructions, simulator_hash()])
+    chunks = [range(k, min(k + CHUNK, n_patients)) for k in range(0, n_patients, CHUNK)]
+    jobs = [(dataset, building, seed, numbers, shape, version, reconstructions)
+            for numbers in chunks if not _rows_file(building, numbers).exists()]  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        done = sum(map(len, chunks)) - sum(len(job[3]) for job in jobs)
+        task = progress.add_task(f"simulating {dataset}, patients", total=n_patients, completed=done)
+        for job, _ in zip(jobs, _write_chunks(jobs, workers), strict=True):
+            progress.update(task, advance=len(job[3]))
+    rows = [row for numbers in chunks for row in json.loads(_rows_file(building, numbers).read_text())]
     _write_tables(dataset, building, rows)
     pd.DataFrame([row["truth"] for row in rows]).to_parquet(building / "truth.parquet", index=False)
+    shutil.rmtree(building / ".rows")
     if root.exists():
         root.rmdir()
     building.rename(root)
     return root
+
+
+def _take_up(building: Path, job: list) -> None:
+    """Make the folder of an unfinished tree ready: as it is where it is of the same job, else empty."""
+    note = building / ".rows" / "job.json"
+    if not note.exists() or json.loads(note.read_text()) != job:
+        shutil.rmtree(building, ignore_errors=True)
+        note.parent.mkdir(parents=True)
+        note.with_suffix(".part").write_text(json.dumps(job))
+        os.replace(note.with_suffix(".part"), note)

@@ -1,0 +1,208 @@
+"""Datasets and collators: every choice about text and volume of this paper (reference: Data, "Splice", Text rules)."""
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from argus.config import DataConfig
+from argus.prep import Prepared
+
+IGNORE = -100  # label of tokens without loss
+# One fixed prompt per target section (reference), of our own wording; a section belongs to one source and its style.
+PROMPTS = {
+    "findings": "Write the findings of this chest CT.",
+    "report": "Write the whole report of this chest CT.",
+    "impression": "Write the impression of this chest CT.",
+}
+
+
+def prompt_text(section: str) -> str:
+    """Plain text, no chat template: the paper's prompt is not established."""
+    return f"{PROMPTS[section]}\n"
+
+
+def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on training reports and prompts, for models that start from scratch. <bos> and <eos> stand around
+    a text that is tokenised with special tokens (the text tower of `clip` reads its summary at <bos>)."""
+    bpe = ByteLevelBPETokenizer()
+    special = ["<pad>", "<bos>", "<eos>"]
+    texts = [*texts, *map(prompt_text, PROMPTS)]
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    ids = [(token, bpe.token_to_id(token)) for token in special[1:]]
+    bpe._tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ids)
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer; a pad token is added where it has none (the embeddings are resized by the model)."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def prompt_ids(section: str, tokenizer) -> list[int]:
+    """BOS (where the tokenizer has one) and the prompt; the model puts the visual tokens between the two."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + tokenizer(prompt_text(section), add_special_tokens=False).input_ids
+
+
+def prompt_batch(sections: list[str], tokenizer) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [B, L], padded on the left: what `generate` takes."""
+    ids = [prompt_ids(section, tokenizer) for section in sections]
+    longest = max(map(len, ids))
+    padded = [[tokenizer.pad_token_id] * (longest - len(i)) + i for i in ids]
+    mask = [[0] * (longest - len(i)) + [1] * len(i) for i in ids]
+    return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+
+
+def read_volumes(prepared: Prepared, rows, slice_only: bool = False) -> torch.Tensor:
+    """Volumes of these rows, float32 [B, 1, D, H, W] in [-1, 1]. slice_only: the middle slice in place of every slice,
+    the 2-D control."""
+    volume = torch.as_tensor(prepared.batch(rows))
+    if slice_only:
+        middle = volume.shape[2] // 2
+        volume = volume[:, :, middle : middle + 1].expand_as(volume).contiguous()
+    return volume
+
+
+class ReportDataset(Dataset):
+    """Volume-report pairs of one part of the split, tokenised once.
+
+    Prompt and report are tokenised apart and the ids joined, so the loss mask is exact: loss on report and end token
+    only. Reports longer than the window keep their end token; `n_truncated` counts them. `reports` stay whole.
+    """
+
+    def __init__(self, prepared: Prepared, part: str, data: DataConfig, tokenizer, limit: int = 0):
+        self.records: pd.DataFrame = prepared.records(part).head(limit or None)
+        if self.records.empty:
+            raise ValueError(f"data: the part '{part}' holds no record; ask for more patients or another data.share")
+        self.reports = self.records.target.tolist()
+        self.prepared, self.part = prepared, part
+        ids = tokenizer(self.reports, add_special_tokens=False).input_ids
+        prompts = {section: prompt_ids(section, tokenizer) for section in self.records.section.unique()}
+        self.examples, self.n_truncated = [], 0
+        for section, report in zip(self.records.section, ids, strict=True):
+            prompt = prompts[section]
+            room = data.max_tokens - len(prompt) - 1
+            if room < 1:
+                raise ValueError(f"data.max_tokens: {data.max_tokens} leaves no room after a prompt of {len(prompt)}")
+            self.n_truncated += len(report) > room
+            report = [*report[:room], tokenizer.eos_token_id]
+            self.examples.append((prompt + report, [IGNORE] * len(prompt) + report))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> dict:
+        input_ids, labels = self.examples[i]
+        return {"input_ids": input_ids, "labels": labels, "row": int(self.records.row.iloc[i])}
+
+
+def pad_right(items: list[dict], key: str, value: int) -> torch.Tensor:
+    """[B, longest]"""
+    longest = max(len(item[key]) for item in items)
+    return torch.tensor([item[key] + [value] * (longest - len(item[key])) for item in items])
+
+
+def mask_of(items: list[dict], key: str) -> torch.Tensor:
+    """int64 [B, longest], 1 where there is a token."""
+    lengths = torch.tensor([len(item[key]) for item in items])
+    return (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+
+
+class Collator:
+    """input_ids, attention_mask, labels [B, L], padded on the right, and volume [B, 1, D, H, W] from the store."""
+
+    def __init__(self, prepared: Prepared, pad_id: int, slice_only: bool = False, with_volume: bool = True):
+        self.prepared, self.pad_id, self.slice_only, self.with_volume = prepared, pad_id, slice_only, with_volume
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {"input_ids": pad_right(items, "input_ids", self.pad_id), "labels": pad_right(items, "labels", IGNORE)}
+        batch["attention_mask"] = mask_of(items, "input_ids")
+        if self.with_volume:
+            batch["volume"] = read_volumes(self.prepared, [item["row"] for item in items], self.slice_only)
+        return batch
+
+
+class PretrainDataset(Dataset):
+    """Volumes with labels and report, for the objectives of an encoder.
+
+    All objectives see the same records: those with labels, which only CT-RATE has (reference). tokenizer: of clip;
+    null for the others. text_tokens: longer reports are cut there.
+    """
+
+    def __init__(self, prepared: Prepared, part: str, tokenizer=None, text_tokens: int = 512, limit: int = 0):
+        records = prepared.records(part)
+        self.records = records[records.labels.notna()].head(limit or None)
+        if self.records.empty:
+            raise ValueError(f"data.sources: no record of the part '{part}' has labels; pre-training needs ct-rate")
+        self.prepared, self.part, self.n_truncated = prepared, part, 0
+        self.labels = np.stack(self.records.labels.to_list()).astype(np.float32)  # [n, 18], nan = unknown
+        self.study = pd.factorize(self.records.study)[0]
+        self.text_ids = None
+        if tokenizer is not None:
+            whole = tokenizer(self.records.target.tolist()).input_ids
+            self.n_truncated = sum(len(ids) > text_tokens for ids in whole)
+            self.text_ids = [[*ids[: text_tokens - 1], ids[-1]] if len(ids) > text_tokens else ids for ids in whole]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> dict:
+        item = {"row": int(self.records.row.iloc[i]), "findings": self.labels[i], "study": int(self.study[i])}
+        return item if self.text_ids is None else item | {"text_ids": self.text_ids[i]}
+
+
+class PretrainCollator:
+    """volume [B, 1, D, H, W]; findings float32 and findings_mask bool [B, 18]; study int64 [B]; text_ids and text_mask
+    [B, L] where the dataset has text."""
+
+    def __init__(self, prepared: Prepared, pad_id: int = 0, slice_only: bool = False):
+        self.prepared, self.pad_id, self.slice_only = prepared, pad_id, slice_only
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        findings = torch.from_numpy(np.stack([item["findings"] for item in items]))
+        batch = {
+            "volume": read_volumes(self.prepared, [item["row"] for item in items], self.slice_only),
+            "findings": findings.nan_to_num(),
+            "findings_mask": ~findings.isnan(),
+            "study": torch.tensor([item["study"] for item in items]),
+        }
+        if "text_ids" in items[0]:
+            batch["text_ids"] = pad_right(items, "text_ids", self.pad_id)
+            batch["text_mask"] = mask_of(items, "text_ids")
+        return batch
+
+
+def partners(records: pd.DataFrame, seed: int) -> np.ndarray:
+    """For each record the position of another one, never of the same patient, of the same source where it can be.
+
+    Patients stand source by source in seeded order, and each record gets the one that stands as many places further on
+    as the largest patient has records; so every volume is used once.
+    """
+    patient = pd.factorize(records.patient)[0]
+    n_most = int(np.bincount(patient).max())
+    if len(records) < 2 * n_most:
+        raise ValueError("eval.inputs: 'shuffle' needs records of more patients; raise data.n_test")
+    draw = np.random.default_rng(seed).permutation(patient.max() + 1)[patient]
+    order = np.lexsort((draw, records.source.to_numpy()))
+    found = np.empty(len(records), dtype=np.int64)
+    found[order] = np.roll(order, -n_most)
+    return found
+
+
+def model_input(dataset: ReportDataset, data: DataConfig, items: list[int], kind: str, seed: int) -> torch.Tensor:
+    """[B, 1, D, H, W] volumes as the model is tested on them: `volume`, the true one; `zero` (every voxel 0, which is
+    water); `shuffle` (another patient's, seeded)."""
+    if kind not in ("volume", "zero", "shuffle"):
+        raise ValueError(f"eval.inputs: {kind!r} is not one of volume, zero, shuffle")
+    if kind == "shuffle":
+        items = partners(dataset.records, seed)[items]
+    volume = read_volumes(dataset.prepared, dataset.records.row.to_numpy()[items], data.slice_only)
+    return torch.zeros_like(volume) if kind == "zero" else volume

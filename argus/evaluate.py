@@ -1,0 +1,252 @@
+"""Checkpoint + test split -> predictions.parquet + metrics.json: `python -m argus.evaluate --config .. `.
+
+Greedy decoding of newly generated tokens only, one prompt per target section (reference: Evaluation protocols,
+corrected). Every kind of input in `eval.inputs` is generated with the same weights: the true volume and the controls
+(zero, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun each
+process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a language
+model. A run without inputs is a stage that only another run goes on from: nothing is predicted.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+
+from argus.clinical import rate
+from argus.config import Config, parse
+from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
+from argus.model import ArgusModel
+from argus.prep import Prepared, prepare
+from argus.runs import quiet
+from argus.scoring import score_table, select
+from shared.metrics.ct_findings import asserted
+from shared.metrics.ct_findings_validation import validated_findings
+from shared.metrics.interval import interval
+from shared.metrics.scorecard import dumps
+from shared.runs.config import hash_of
+from shared.runs.facts import commit
+
+CHUNK = 256  # records per part file
+WITHOUT_LLM = ("majority", "typical", "constant", "nearest")
+COLUMNS = ("id", "patient", "source", "section", "split", "input", "reference", "prediction", "sizes")
+NORMAL = {  # target section -> what a reader writes who never finds anything
+    "findings": "The trachea and the main bronchi are open. The heart and the great vessels are of normal size. There "
+    "is no pericardial or pleural effusion. No enlarged lymph nodes are seen. No nodule, mass, consolidation or "
+    "ground-glass opacity is seen in the lungs. The upper abdominal organs and the bones are normal.",
+    "report": "The heart and the great vessels are of normal size. No enlarged lymph nodes are seen. There is no "
+    "pericardial or pleural effusion. No nodule or consolidation is seen in the lungs. The bones are normal.",
+    "impression": "No pulmonary embolism. No acute abnormality in the chest.",
+}
+
+
+@torch.inference_mode()
+def generate(model: ArgusModel, tokenizer, dataset: ReportDataset, cfg: Config, kind: str, items: list[int]) -> list:
+    """Reports for `items` of the dataset from the given kind of input."""
+    reports = []
+    sections = dataset.records.section.to_numpy()
+    for start in range(0, len(items), cfg.eval.batch):
+        batch = items[start : start + cfg.eval.batch]
+        prompts = {k: v.to(model.device) for k, v in prompt_batch(sections[batch].tolist(), tokenizer).items()}
+        volume = None if model.encoder is None else model_input(dataset, cfg.data, batch, kind, cfg.seed)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.train.bf16 and torch.cuda.is_available()):
+            new = model.generate(
+                **prompts,
+                volume=None if volume is None else volume.to(model.device),
+                max_new_tokens=cfg.eval.max_new_tokens,
+            )
+        reports += [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return reports
+
+
+@torch.inference_mode()
+def encode(model: ArgusModel, dataset: ReportDataset, cfg: Config, items: list[int]) -> torch.Tensor:
+    """The ViT's vectors of true volumes, of unit length [len(items), C]."""
+    batches = [items[s : s + cfg.eval.batch] for s in range(0, len(items), cfg.eval.batch)]
+    vectors = [model.encoder(model_input(dataset, cfg.data, b, "volume", 0).to(model.device))[0] for b in batches]
+    return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu()
+
+
+# --- controls without a language model: what the same test scores when nothing is generated ---
+
+
+def majority_report(reports: list[str]) -> str:
+    """The most frequent training report; ties go to the one seen first."""
+    return Counter(reports).most_common(1)[0][0]
+
+
+def typical_report(reports: list[str]) -> str:
+    """The training report whose validated findings agree best (micro F1) with those of all others: the best that one
+    report for everybody can do, where `constant` finds nothing."""
+    names = {name: k for k, name in enumerate(validated_findings())}
+    said = np.zeros((len(reports), len(names)))
+    for row, text in zip(said, reports, strict=True):
+        row[[names[name] for (name,) in asserted(text) if name in names]] = 1
+    f1 = 2 * said @ said.sum(0) / np.maximum(len(said) * said.sum(1) + said.sum(), 1)
+    return reports[int(f1.argmax())]
+
+
+def control_reports(
+    kind: str, model: ArgusModel, dataset: ReportDataset, cfg: Config, items: list[int], train_set: ReportDataset
+) -> list[str]:
+    """Reports of one of WITHOUT_LLM for `items`, each from the training reports of its own source."""
+    records, train = dataset.records.iloc[items], train_set.records.reset_index(drop=True)
+    reports = np.array(train_set.reports, dtype=object)
+    if kind == "constant":
+        return [NORMAL[section] for section in records.section]
+    if kind == "nearest":
+        if not hasattr(train_set, "vectors"):
+            train_set.vectors = encode(model, train_set, cfg, list(range(len(train_set))))
+        similarity = (encode(model, dataset, cfg, items) @ train_set.vectors.T).numpy()  # [items, train]
+        similarity[records.source.to_numpy()[:, None] != train.source.to_numpy()[None]] = -np.inf
+        return reports[similarity.argmax(1)].tolist()
+    choose = {"majority": majority_report, "typical": typical_report}[kind]
+    chosen = {source: choose(reports[train.source == source].tolist()) for source in records.source.unique()}
+    return [chosen[source] for source in records.source]
+
+
+def reports_for(
+    kind: str, model: ArgusModel, tokenizer, dataset: ReportDataset, cfg: Config, items: list[int], train_set
+) -> list[str]:
+    """Reports for `items` by the model or by a control; no work twice."""
+    if kind in WITHOUT_LLM:
+        return control_reports(kind, model, dataset, cfg, items, train_set)
+    if kind == "zero" or model.encoder is None:  # every record of a section gets the same report
+        sections = dataset.records.section.to_numpy()[items]
+        first = {section: int(np.flatnonzero(sections == section)[0]) for section in dict.fromkeys(sections)}
+        texts = generate(model, tokenizer, dataset, cfg, kind, [items[i] for i in first.values()])
+        return [dict(zip(first, texts, strict=True))[section] for section in sections]
+    return generate(model, tokenizer, dataset, cfg, kind, items)
+
+
+def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel) -> pd.DataFrame:
+    """One row per test record and kind of input, COLUMNS."""
+    tokenizer = load_tokenizer(str(checkpoint))
+    dataset = ReportDataset(prepared, "test", cfg.data, tokenizer, limit=cfg.data.n_test)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    train_set = None
+    if set(WITHOUT_LLM) & set(cfg.eval.inputs):
+        train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
+    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
+    parts.mkdir(parents=True, exist_ok=True)
+    chunks = [(k, s) for k in cfg.eval.inputs for s in range(0, len(dataset), CHUNK)]
+    files = [parts / f"{kind}-{start:07d}.parquet" for kind, start in chunks]
+    mine = [(c, f) for i, (c, f) in enumerate(zip(chunks, files, strict=True)) if i % world == rank and not f.exists()]
+    sizes = drawn_sizes(prepared)
+    for (kind, start), file in track(mine, description=f"generating {cfg.experiment}", disable=not os.isatty(2)):
+        items = list(range(start, min(start + CHUNK, len(dataset))))
+        rows = dataset.records.iloc[items]
+        values = [rows.id, rows.patient, rows.source, rows.section, "test", kind, [dataset.reports[i] for i in items]]
+        values += [reports_for(kind, model, tokenizer, dataset, cfg, items, train_set), rows.id.map(sizes).fillna("")]
+        columns = {c: v.to_numpy() if isinstance(v, pd.Series) else v for c, v in zip(COLUMNS, values, strict=True)}
+        pd.DataFrame(columns).to_parquet(file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").rename(file)
+    while not all(f.exists() for f in files):  # other processes still write theirs
+        time.sleep(1)
+    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
+
+# --- what was drawn ---
+
+
+def drawn_findings(prepared: Prepared) -> dict[str, list[dict]]:
+    """id -> findings of truth.parquet (name, size_mm, box ..) of simulated volumes; empty for real ones."""
+    truth = {source: root / "truth.parquet" for source, root in prepared.roots.items()}
+    tables = {source: pd.read_parquet(file) for source, file in truth.items() if file.is_file()}
+    return {f"{source}/{row.volume_id}": list(row.findings) for source, t in tables.items() for row in t.itertuples()}
+
+
+def drawn_sizes(prepared: Prepared) -> dict[str, str]:
+    """id -> JSON of finding -> size in mm of its largest one."""
+    sizes = {}
+    for record, findings in drawn_findings(prepared).items():
+        largest: dict[str, float] = {}
+        for finding in findings:
+            largest[finding["name"]] = max(finding["size_mm"], largest.get(finding["name"], 0.0))
+        sizes[record] = json.dumps(largest)
+    return sizes
+
+
+# --- identity ---
+
+
+def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
+    """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
+    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
+        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
+    content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.slice_only]
+    return hash_of([*content, cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed, cfg.eval.inputs])
+
+
+def records_hash(cfg: Config, prepared: Prepared) -> str:
+    """Identifies what is scored: test records and their texts, and the world they were drawn from, whatever geometry
+    they are read in. Runs with one hash are compared, so that a higher resolution can meet a lower one."""
+    rows = prepared.records("test").head(cfg.data.n_test or None)
+    world = cfg.data.simulate and {source: root.parent.name for source, root in prepared.roots.items()}
+    texts = hashlib.sha256("\n".join([*rows.id, *rows.target]).encode()).hexdigest()
+    return hash_of([texts, world])
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Generate and score; returns the run's folder. A finished evaluation is not run again."""
+    quiet()
+    cfg = parse(args)
+    prepared = prepare(cfg.data)
+    file = cfg.run_dir / "metrics.json"
+    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not (checkpoint.parent / "run.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m argus.train`")
+    models = {name: getattr(cfg.eval, name) for name in ("green", "ratescore", "radgraph")}
+    identity = {
+        "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),
+        "scored_by": [*cfg.eval.metrics, cfg.eval.bertscore, *models.values(), cfg.eval.n_boot],
+    }
+    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
+        return cfg.run_dir
+
+    start = time.perf_counter()
+    summary = {"source": prepared.source, "data_hash": prepared.data_hash, "records_hash": records_hash(cfg, prepared)}
+    table, metrics = pd.DataFrame({c: pd.Series(dtype=str) for c in COLUMNS}), {}
+    train_reports = prepared.table[prepared.table.part == "train"].target
+    if cfg.eval.inputs:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+        model = ArgusModel.from_pretrained(checkpoint).to(device).eval()
+        summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens
+        table = predict(cfg, prepared, checkpoint, model)
+        if int(os.environ.get("RANK", 0)):
+            return cfg.run_dir
+        del model
+        table = pd.concat([table, rate(table, models)], axis=1)
+        metrics = metrics_of(cfg, table, train_reports.tolist())
+    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
+    train_reports.to_frame("report").to_parquet(cfg.run_dir / "train_reports.parquet", index=False)  # for CIDEr-D
+    summary |= identity | {"commit": commit(), "metrics": metrics}
+    summary["wall_s"] = round(time.perf_counter() - start, 1)
+    file.write_text(dumps(summary))
+    first = metrics.get((cfg.eval.inputs or [""])[0], {})
+    shown = ", ".join(f"{name} {first[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in first)
+    print(f"evaluated: {cfg.run_dir}" + (f", {cfg.eval.inputs[0]}: {shown}" if shown else ""))
+    return cfg.run_dir
+
+
+def metrics_of(cfg: Config, table: pd.DataFrame, train_reports: list[str]) -> dict[str, dict]:
+    """Kind of input -> metric -> value, interval, number of records and version of the metric."""
+    scores = score_table(table, train_reports, cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
+    found: dict[str, dict] = {}
+    for kind, rows in table.groupby("input", sort=False):
+        found[kind] = {}
+        for name, metric in scores.items():
+            value, low, high = interval(select(metric, rows.index), rows.patient.to_numpy(), cfg.eval.n_boot)
+            found[kind][name] = {"value": value, "ci": [low, high], "n": len(rows), "version": metric.version}
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Rows of all processes, with gradients: every report of the global batch is a negative (reference: arm `clip`).
+
+A process contributes its share of the loss so that the MEAN over processes of losses and gradients (what DDP and
+DeepSpeed take) equals one process with the joined batch.
+"""
+
+import torch
+import torch.distributed as dist
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+class _Gather(torch.autograd.Function):
+    """The gradient of a process's rows is the sum of what all processes ask of them."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.chunk(world())[rank()]
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """x [B, ...] of every process -> [W * B, ...] in the order of ranks; x itself in one process. B must agree."""
+    return _Gather.apply(x) if world() > 1 else x

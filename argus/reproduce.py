@@ -1,0 +1,208 @@
+"""Argus's experiments, and how they are scored and shown: `make reproduce-argus`. The engine is `shared.runs`.
+
+    lm                      a small language model on report text, where the tier has no pre-trained one
+    encoder-<kind>          the ViT, pre-trained (mae | clip | supervised); once for all experiments and seeds
+    align-<name>            stage 1: compressor and projector, ViT and LLM frozen
+    <name>                  stage 2, from `align-<name>`: ViT, projector and LoRA
+
+What depends on a tier (input and patch of `hr`, spacing of `geometry-b`) stands in `reproduce.overrides` of its YAML
+under the name of the experiment; its `data.` and `model.` keys hold for its first stage too. A tier with `data-10` and
+its like gives `align-` and `encoder-` their `train.steps`, not epochs, so that fewer patients mean no fewer updates.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from argus.cases import draw_cases
+from argus.config import Config
+from argus.manifest import SECTIONS
+from argus.prep import prepare
+from shared.runs import engine, evidence
+from shared.runs.paper import Experiment, Paper
+
+ENCODER = "clip"  # what the recipe's ViT starts from; which one won in the paper is not established
+PRETRAINING = ("mae", "clip", "supervised")
+CONTROLS = ("volume", "zero", "shuffle", "majority", "typical", "constant", "nearest")
+STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
+ALIGN, PRETRAIN, LM = "align-", "encoder-", "lm"
+HELD_OUT = "inspect"  # the source that `held-out` never saw
+BY_TIER = ("hr", "geometry-b")  # experiments whose sizes a tier has to name
+
+
+@dataclass(frozen=True)
+class Recipe(Experiment):
+    """encoder: pre-training of the ViT, None = random weights. own_encoder: pre-trained on this experiment's own data
+    (fewer patients, one slice), not on the common ones. size: of the LLM, a key of `reproduce.backbones`."""
+
+    inputs: tuple[str, ...] = ("volume",)
+    encoder: str | None = ENCODER
+    own_encoder: bool = False
+    size: str = "small"
+
+
+def two_stages(name: str, keys: dict | None = None, stage_1: dict | None = None, inputs=("volume",), **kind) -> dict:
+    """`align-<name>` and `<name>`; keys: of both stages; stage_1: of the first, in place of STAGE_1's."""
+    keys = keys or {}
+    first, second = keys | STAGE_1 | (stage_1 or {}), keys | {"train.init": f"{{{ALIGN}{name}}}"}
+    return {
+        ALIGN + name: Recipe(first, **kind),
+        name: Recipe(second, inputs, after=(ALIGN + name,), **kind),
+    }
+
+
+def compression(name: str, compressor: str, **kind) -> dict:
+    return two_stages(name, {"model.compressor": compressor}, **kind)
+
+
+def from_argus(**keys) -> Recipe:
+    """Stage 2 otherwise, from Argus's own stage 1."""
+    return Recipe({"train.init": "{align-argus}", **keys}, after=("align-argus",))
+
+
+def share(percent: int) -> dict:
+    """Fewer patients, in every stage and as many updates."""
+    return two_stages(f"data-{percent}", {"data.share": percent / 100}, own_encoder=True)
+
+
+def on_source(of: str) -> Recipe:
+    return Recipe({"eval.checkpoint": f"{{{of}}}", "data.sources": [HELD_OUT]}, ("volume", "shuffle"),
+                  after=(of,), train=False)  # fmt: skip
+
+
+SEEN = [source for source in SECTIONS if source != HELD_OUT]
+EXPERIMENTS = {
+    # the headline: the recipe, its controls, and pixel shuffle against two rivals at as many visual tokens
+    **two_stages("argus", inputs=CONTROLS),
+    **compression("avgpool", "avgpool"),
+    **compression("attn-pool", "attn_pool"),
+    "no-image": Recipe({"model.compressor": "no_image"}, encoder=None),
+    # all other arms of compression; m3d-spp and radfm-perceiver are the published designs
+    **compression("perceiver", "perceiver"),
+    **compression("concat-1d", "concat_1d"),
+    **compression("avgpool-seq", "avgpool_seq"),
+    **compression("m3d-spp", "m3d_spp"),
+    **compression("radfm-perceiver", "radfm_perceiver"),
+    **compression("hilt", "hilt"),
+    **compression("none", "none"),
+    # what the ViT starts from
+    **two_stages("from-random", encoder=None),
+    **{k: v for kind in PRETRAINING if kind != ENCODER for k, v in two_stages(f"from-{kind}", encoder=kind).items()},
+    # the schedule
+    "frozen-vit": from_argus(**{"model.train_vit": False}),
+    "full-llm": from_argus(**{"model.lora_r": 0}),
+    "one-stage": Recipe(),
+    **two_stages("vit-both-stages", stage_1={"model.train_vit": True}),
+    # data, resolution, geometry
+    **share(10), **share(25), **share(50),
+    **two_stages("hr"),
+    **two_stages("hr-cheap"),
+    **compression("hr-avgpool", "avgpool"),
+    **two_stages("geometry-b", own_encoder=True),
+    **two_stages("single-slice", {"data.slice_only": True}, own_encoder=True),
+    # a source that was never trained on, against the same single stage trained on all
+    "held-out": Recipe({"data.sources": SEEN, "eval.inputs": []}),
+    "held-out-scored": on_source("held-out"),
+    "one-stage-scored": on_source("one-stage"),
+    # only where the tier's `reproduce.backbones` names these models
+    **two_stages("llm-medium", size="medium"),
+    **two_stages("llm-large", size="large"),
+}  # fmt: skip
+
+
+def base(name: str) -> str:
+    """The experiment that a stage belongs to."""
+    return name.removeprefix(ALIGN)
+
+
+def encoder_for(name: str) -> str:
+    """The experiment for which `encoder-<kind>-<experiment>` is pre-trained; "" for the common ones."""
+    return name.removeprefix(PRETRAIN).partition("-")[2] if name.startswith(PRETRAIN) else ""
+
+
+class Argus(Paper):
+    name = "argus"
+    config = Config
+    experiments = EXPERIMENTS
+    main_input = "volume"
+
+    def experiment(self, cfg: Config, name: str) -> Recipe:
+        """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, `encoder-<kind>-<row>`."""
+        if name in EXPERIMENTS:
+            return EXPERIMENTS[name]
+        if name == LM:
+            return Recipe({"model.objective": "language"}, score=False, encoder=None)
+        kind, row = name.removeprefix(PRETRAIN).split("-")[0], encoder_for(name)
+        data = {k: v for k, v in EXPERIMENTS[row].overrides.items() if k.startswith("data.")} if row else {}
+        return Recipe({"model.objective": kind, **data}, score=False, encoder=None)
+
+    def cannot_run(self, cfg: Config, name: str) -> str | None:
+        if EXPERIMENTS[name].size not in cfg.reproduce.backbones:
+            return f"reproduce.backbones of this tier names no {EXPERIMENTS[name].size} LLM"
+        if base(name).startswith(BY_TIER) and not self.of_tier(cfg, base(name)):
+            return f"reproduce.overrides of this tier says nothing of {base(name)}"
+        return next((why for row, why in cfg.reproduce.not_here.items() if base(name).startswith(row)), None)
+
+    def starts_from(self, cfg: Config, name: str) -> dict[str, str]:
+        """Small tiers pre-train their own language model; every tier its ViTs."""
+        experiment = self.experiment(cfg, name)
+        if not (experiment.train and experiment.score) or experiment.after:
+            return {}
+        runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
+        if experiment.encoder:
+            own = f"-{base(name)}" if experiment.own_encoder else ""
+            runs["model.encoder"] = f"{PRETRAIN}{experiment.encoder}{own}"
+        return runs
+
+    def keys(self, cfg: Config, name: str) -> dict:
+        experiment = self.experiment(cfg, name)
+        keys = {"model.backbone": cfg.reproduce.backbones[experiment.size]}
+        keys["eval.metrics"] = ["bleu", "rouge", "cider_d"]  # METEOR's start-up is paid once, when all runs are scored
+        later = base(name) if name.startswith(ALIGN) else encoder_for(name)
+        if later:  # the sizes of the stage that goes on from this one
+            keys |= {k: v for k, v in self.of_tier(cfg, later).items() if k.startswith(("data.", "model."))}
+        epochs, steps = (self.stage(cfg, name, key) for key in ("epochs", "steps"))
+        if name in ("one-stage", "held-out"):  # as many updates as the two stages together
+            epochs, steps = (a + self.stage(cfg, ALIGN, k) for a, k in ((epochs, "epochs"), (steps, "steps")))
+            keys |= {"train.epochs": epochs, "train.steps": steps}
+        fewer = experiment.overrides.get("data.share", 1)
+        return keys | ({"train.epochs": epochs / fewer} if fewer < 1 else {})
+
+    def of_tier(self, cfg: Config, name: str) -> dict:
+        """The keys that a tier gives to an experiment."""
+        found = {}
+        for prefix, keys in cfg.reproduce.overrides.items():
+            found |= keys if name.startswith(prefix) else {}
+        return found
+
+    def stage(self, cfg: Config, name: str, key: str):
+        """`train.<key>` of a run, as the tier gives it."""
+        return self.of_tier(cfg, name).get(f"train.{key}", getattr(cfg.train, key))
+
+    def prepare(self, cfg: Config) -> None:
+        prepare(cfg.data)
+
+    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
+        """Training reports, once for all runs on the same records: CIDEr-D takes its document frequencies from them."""
+        records_hash = evidence.run_facts(runs)["records_hash"]
+        shutil.copy(runs[0] / "train_reports.parquet", out / "predictions" / f"train-reports-{records_hash}.parquet")
+
+    def pictures(self, cfg: Config, names: list[str]) -> None:
+        draw_cases(cfg, names)
+
+    def unmet(self, claim: dict, scored: dict) -> str | None:
+        ours = scored[evidence.entry_name(self, evidence.claim_pairs(claim)[0][0])]
+        if claim["metric"] not in ours.scores:
+            return f"{claim['metric']} is not computed here: sizes are known of simulated findings only"
+        return None
+
+
+ARGUS = Argus()
+
+
+def main(args: list[str] | None = None) -> dict:
+    return engine.main(ARGUS, args)
+
+
+if __name__ == "__main__":
+    main()

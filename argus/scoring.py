@@ -1,0 +1,155 @@
+"""Predictions -> per-item statistics of every metric: pooled, per source, and as the mean over sources (reference:
+"Every score per source, pooled and macro over sources"); each distinct pair of texts is scored once.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from argus.clinical import clinical_scores
+from argus.config import Config
+from shared.metrics.ct_findings import CT_RATE_LABELS, asserted, finding_scores
+from shared.metrics.ct_findings_validation import validated_findings
+from shared.metrics.findings import _F1, _ratio
+from shared.metrics.interval import Scores
+from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
+from shared.runs.evidence import Scored, folder, read_predictions
+
+SIZES = ("small", "medium", "large")  # thirds of the sizes that a finding has in the test set
+BY_SOURCE = ("finding_f1", "finding_macro_f1", "bleu_4", "rouge_l_f1", "meteor_1.5", "meteor_exact_stem", "cider_d")
+MEAN = "mean"  # `<metric>:mean` is the mean over sources, `<metric>:<source>` one of them
+
+
+def score_table(
+    table: pd.DataFrame,
+    train_reports: Sequence[str],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    bertscore: str | None = None,
+    layer: int = 17,
+) -> dict[str, Scores]:
+    """Statistics per item. table: columns id, source, reference, prediction, sizes (see `size_scores`).
+
+    train_reports: CIDEr-D takes its document frequencies from them. Returns metric name -> Scores over the rows of the
+    table, in their order. `finding_f1` and its like count findings whose reading is validated; `all_finding_f1` counts
+    all, `place_finding_f1` those at the right place, `label_f1` the 18 labels of CT-RATE.
+    """
+    keys = table[["reference", "prediction"]]
+    pairs = keys.drop_duplicates(ignore_index=True)
+    place = {pair: i for i, pair in enumerate(pairs.itertuples(index=False, name=None))}
+    rows = np.array([place[p] for p in keys.itertuples(index=False, name=None)], dtype=int)
+    references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
+    scores = finding_scores(references, predictions, validated_findings())
+    others = {
+        "all_finding": finding_scores(references, predictions),
+        "place_finding": finding_scores(references, predictions, validated_findings(), location="place"),
+        "label": finding_scores(references, predictions, CT_RATE_LABELS),
+    }
+    for name, found in others.items():
+        suffix = "_place" if name == "place_finding" else ""
+        kept = {f"{name}_{part}": found[f"finding_{part}{suffix}"] for part in ("f1", "macro_f1")}
+        scores |= {key: replace(s, name=key) for key, s in kept.items()}
+    df = document_frequencies(train_reports) if "cider_d" in metrics else None
+    scores |= score_texts(references, predictions, df, metrics)
+    if bertscore:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
+    scores = {name: replace(s, stats=s.stats[rows]) for name, s in scores.items()}
+    return scores | size_scores(table) | source_scores(scores, table.source.to_numpy())
+
+
+# --- per source ---
+
+
+def source_scores(scores: dict[str, Scores], sources: np.ndarray) -> dict[str, Scores]:
+    """`<metric>:<source>` and `<metric>:mean` of the BY_SOURCE metrics, on the same items and so on the same draws of
+    patients: an item of another source adds nothing to the sums. sources: [n_items]."""
+    names, out = sorted(set(sources)), {}
+    for name in (n for n in BY_SOURCE if n in scores):
+        metric = scores[name]
+        parts = [np.where((sources == source)[:, None], metric.stats, 0.0) for source in names]
+        for source, stats in zip(names, parts, strict=True):
+            out[f"{name}:{source}"] = replace(metric, name=f"{name}:{source}", stats=stats)
+        mean = partial(mean_of_blocks, reduce=metric.reduce, n=len(names))
+        out[f"{name}:{MEAN}"] = replace(metric, name=f"{name}:{MEAN}", stats=np.concatenate(parts, 1), reduce=mean)
+    return out
+
+
+def mean_of_blocks(sums: np.ndarray, reduce: Callable, n: int) -> np.ndarray:
+    """Sums [..., n * k] of n sources side by side -> mean of their values [...]."""
+    return np.mean([reduce(block) for block in np.split(sums, n, axis=-1)], axis=0)
+
+
+# --- by size ---
+
+
+def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
+    """finding_f1_{small, medium, large}: validated findings that the reference asserts, by the size they were drawn
+    with, against all that the prediction asserts wrongly (which has no size and counts in each).
+
+    table: columns id, reference, prediction and sizes, a JSON object finding -> size in mm (its largest one), "" where
+    nobody knows (real data: no scores). A finding is small where it is in the lowest third of its kind in this table.
+    """
+    if not table.sizes.all():
+        return {}
+    names = validated_findings()
+    drawn = {i: json.loads(text) for i, text in zip(table.id, table.sizes, strict=True)}
+    edges = {}
+    for name in names:
+        sizes = [found[name] for found in drawn.values() if name in found]
+        edges[name] = np.quantile(sizes, [1 / 3, 2 / 3]) if sizes else np.zeros(2)
+    counts = np.zeros((len(table), len(SIZES), 3))  # tp, fp, fn
+    for i, row in enumerate(table.itertuples(index=False)):
+        there, said = ({name for (name,) in asserted(text)} & set(names) for text in (row.reference, row.prediction))
+        counts[i, :, 1] = len(said - there)
+        for name in there & set(drawn[row.id]):
+            size = np.searchsorted(edges[name], drawn[row.id][name])
+            counts[i, size, 0 if name in said else 2] += 1
+    f1 = partial(_ratio, numerator=_F1[0], denominator=_F1[1])
+    return {f"finding_f1_{s}": Scores(f"finding_f1_{s}", 1, counts[:, k], f1) for k, s in enumerate(SIZES)}
+
+
+# --- over the runs of a tier ---
+
+
+def select(scores: Scores, rows: Sequence[int]) -> Scores:
+    """The same metric over some of its items."""
+    return replace(scores, stats=scores.stats[np.asarray(rows)])
+
+
+def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
+    """`name@input` -> Scored, for every experiment in the results folder that predicted something. facts: runs.json."""
+    groups: dict[str, list[tuple[str, int, pd.DataFrame]]] = {}  # runs on the same test records are scored together
+    for run in sorted(facts["runs"]):
+        name, seed = run.rsplit("/seed", 1)
+        table = read_predictions(cfg, name, int(seed))
+        if int(seed) in cfg.reproduce.seeds and len(table):
+            groups.setdefault(facts["runs"][run]["records_hash"], []).append((name, int(seed), table))
+    if not groups:
+        raise SystemExit(f"{folder(cfg)}: nothing to score; run `make reproduce-argus TIER={cfg.tier}` first")
+    scored: dict[str, Scored] = {}
+    for records_hash, tables in groups.items():
+        everything = pd.concat([t for _, _, t in tables], ignore_index=True)
+        train_reports = pd.read_parquet(folder(cfg) / "predictions" / f"train-reports-{records_hash}.parquet").report
+        scores = score_table(everything, train_reports.tolist(), DEFAULT_METRICS, cfg.eval.bertscore,
+                             cfg.eval.bertscore_layer)  # fmt: skip
+        start = 0
+        for name, seed, table in tables:
+            source = facts["runs"][f"{name}/seed{seed}"]["source"]
+            for kind in table.input.unique():
+                rows = np.flatnonzero((table.input == kind).to_numpy())
+                part = table.iloc[rows].reset_index(drop=True)
+                new = Scored({}, part.id.to_numpy(), part.patient.to_numpy(), source, records_hash)
+                entry = scored.setdefault(f"{name}@{kind}", new)
+                if not np.array_equal(entry.ids, new.ids) or entry.data_hash != records_hash:
+                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                entry.tables.append(part)
+                found = {metric: select(s, rows + start) for metric, s in scores.items()} | clinical_scores(part)
+                for metric, s in found.items():
+                    entry.scores.setdefault(metric, []).append(s)
+            start += len(table)
+    return scored

@@ -1,0 +1,213 @@
+"""What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
+
+from argus.clinical import BACKENDS
+from argus.config import Config
+from argus.figures import draw_levels
+from argus.manifest import SECTIONS
+from argus.scoring import MEAN, SIZES
+from shared.metrics import figures
+from shared.metrics.scorecard import control
+from shared.runs.evidence import Scored, describe, folder, run_table
+
+BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+NGRAMS = (*BLEU, "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
+FINDINGS = ("finding_f1", "finding_precision", "finding_recall", "finding_macro_f1", "place_finding_f1", "label_f1")
+SHORT = ("finding_f1", "finding_macro_f1", "place_finding_f1", "bleu_4", "cider_d")
+CLINICAL = {
+    "green": ("green", "green_parsed_only", "green_truncated"),
+    "ratescore": ("ratescore", "ratescore_undecided"),
+    "radgraph": ("radgraph_simple", "radgraph_partial", "radgraph_complete"),
+}
+NOT_COMPUTED = "not computed"
+CONTROLS = {  # id -> what it is
+    "zero": "every voxel 0",
+    "shuffle": "another patient's volume",
+    "majority": "the most frequent training report of the source",
+    "typical": "the training report of the source that agrees best with all others",
+    "constant": "a normal report of the source's section, which asserts no finding",
+    "nearest": "report of the source's training volume with the nearest encoder vector",
+}
+ARMS = {  # experiment -> name of its compression
+    "argus": "pixel shuffle", "avgpool": "average pooling", "attn-pool": "attention pooling", "perceiver": "perceiver",
+    "concat-1d": "concatenation along the sequence", "avgpool-seq": "average along the sequence",
+    "m3d-spp": "M3D's spatial pooling", "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
+    "none": "none (linear)",
+}  # fmt: skip
+ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
+SCHEDULE = {"argus": "two stages, ViT tuned in the second", "frozen-vit": "two stages, ViT frozen",
+            "one-stage": "one stage of as many updates", "vit-both-stages": "two stages, ViT tuned in both",
+            "full-llm": "two stages, all of the LLM tuned"}  # fmt: skip
+SHARES = {"data-10": 10, "data-25": 25, "data-50": 50, "argus": 100}  # % of the training patients
+RUNGS = {"argus": "normal", "avgpool": "normal, average pooling", "hr": "high, as many visual tokens",
+         "hr-cheap": "high, as much compute", "hr-avgpool": "high, average pooling"}  # fmt: skip
+INPUTS = {"argus": "resized to the input", "geometry-b": "fixed spacing, cropped or padded",
+          "single-slice": "the middle slice only"}  # fmt: skip
+SIZED = tuple(f"finding_f1_{size}" for size in SIZES)
+
+
+def volume(rows: dict[str, str]) -> dict[str, str]:
+    """experiment -> label, as label -> key of `score_all`."""
+    return {label: f"{name}@volume" for name, label in rows.items()}
+
+
+def controls(scored: dict[str, Scored], compare) -> list[dict]:
+    """Finding-level F1 of what should fail, and how far the model is above it. compare: (metric, ours, theirs)."""
+    if "argus@volume" not in scored:
+        return []
+    data = describe(scored["argus@volume"])
+    others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
+    others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
+    others["single-slice"] = ("single-slice@volume", "trained and tested on the middle slice")
+    rows = []
+    for control_id, (key, note) in others.items():
+        if key in scored:
+            ours = compare("finding_f1", "argus", key)
+            rows.append(control(control_id, "finding_f1", scored[key].level("finding_f1"), ours, data=data, note=note))
+    return rows
+
+
+def level_table(
+    scored: dict[str, Scored], table_id: str, title: str, rows: dict[str, str], metrics=SHORT, note: str = ""
+) -> dict:
+    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; metrics
+    that no entry has are left out."""
+    present = {label: scored[key] for label, key in rows.items() if key in scored}
+
+    def has(entry: Scored, metric: str) -> bool:
+        return any(n == metric or n.startswith(f"{metric}_") for n in entry.scores)
+
+    shown = [m for m in metrics if any(has(e, m) for e in present.values())]
+    names = [next(e for e in present.values() if has(e, m)).metric(m)[0].name for m in shown]
+    body = [[label, *(list(e.level(m)) if has(e, m) else None for m in shown)] for label, e in present.items()]
+    table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
+    return table | ({"note": note} if note else {})
+
+
+def clinical_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
+    """Metrics of published models; `not computed` where a model was not given."""
+    metrics = [m for name in BACKENDS for m in CLINICAL[name]]
+    present = {label: scored[key] for label, key in rows.items() if key in scored}
+    some = {label: e for label, e in present.items() if set(metrics) & set(e.scores)}
+    body = [
+        [label, *(list(entry.level(m)) if m in entry.scores else NOT_COMPUTED for m in metrics)]
+        for label, entry in (some or dict(list(present.items())[:1])).items()
+    ]
+    note = (
+        "Needs the published weights (`eval.green`, `eval.ratescore`, `eval.radgraph`); what is not computed is not 0. "
+        "GREEN was trained on chest X-ray reports."
+    )
+    title = "Clinical metrics of published models"
+    return {"id": "clinical", "title": title, "columns": ["run", *metrics], "rows": body, "note": note}
+
+
+def source_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
+    """Finding F1 and BLEU-4 per source, pooled, and as the mean over sources."""
+    present = {label: scored[key] for label, key in rows.items() if key in scored}
+    parts = [p for p in (*SECTIONS, MEAN) if any(f"finding_f1:{p}" in e.scores for e in present.values())]
+    metrics = [m for name in ("finding_f1", "bleu_4") for m in (name, *(f"{name}:{p}" for p in parts))]
+    body = [[label, *(list(e.level(m)) if m in e.scores else None for m in metrics)] for label, e in present.items()]
+    note = "Sources differ in length and style of their target, so a pooled n-gram score says little."
+    title = "Per source, pooled, and mean over sources"
+    return {"id": "sources", "title": title, "columns": ["run", *metrics], "rows": body, "note": note}
+
+
+def by_finding(entry: Scored, shuffled: Scored | None) -> dict:
+    """F1 of each validated finding, of the model and of another patient's volume."""
+    names = [n for n in entry.scores if n.startswith("finding_f1/")]
+    body = [
+        [n.removeprefix("finding_f1/"), *(list(e.level(n)) if e else None for e in (entry, shuffled))] for n in names
+    ]
+    columns = ["finding", "Argus", "another patient's volume"]
+    return {"id": "findings", "title": "F1 of each finding", "columns": columns, "rows": body}
+
+
+def token_table(scored: dict[str, Scored], facts: dict) -> dict:
+    """Arms of compression: visual tokens, trained parameters, quality."""
+    rows = []
+    for name, label in ARMS.items():
+        run = next((r for key, r in sorted(facts["runs"].items()) if key.startswith(f"{name}/seed")), None)
+        if run and f"{name}@volume" in scored:
+            levels = (list(scored[f"{name}@volume"].level(m)) for m in SHORT)
+            rows.append([label, run.get("visual_tokens"), run.get("trainable"), *levels])
+    columns = ["compression", "visual tokens", "trained parameters", *SHORT]
+    note = "Trained parameters are those of the second stage: ViT, compressor with its head, LoRA."
+    title = "Compression of visual tokens"
+    return {"id": "compression", "title": title, "columns": columns, "rows": rows, "note": note}
+
+
+def encoder_rows(scored: dict[str, Scored]) -> dict[str, str]:
+    """label -> key; the recipe's own encoder is the arm that no row of its own has."""
+    rows = {label: f"{name}@volume" if f"{name}@volume" in scored else "" for name, label in ENCODERS.items()}
+    return {label if key else f"{label} (the recipe)": key or "argus@volume" for label, key in rows.items()}
+
+
+def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    main = {"Argus": "argus@volume", "average pooling": "avgpool@volume", "attention pooling": "attn-pool@volume"}
+    main |= {"LLM without image": "no-image@volume"} | {f"Argus, {k}": f"argus@{k}" for k in CONTROLS}
+    found = [
+        level_table(scored, "quality", "Findings", main, FINDINGS),
+        level_table(scored, "ngrams", "N-grams", main, NGRAMS,
+                    "The scores of `constant` show what overlap is worth without any finding."),
+        source_table(scored, main),
+    ]  # fmt: skip
+    if "argus@volume" in scored:
+        found += [clinical_table(scored, main), by_finding(scored["argus@volume"], scored.get("argus@shuffle"))]
+    scale = {f"{share} %": f"{name}@volume" for name, share in SHARES.items()}
+    transfer = {
+        "never trained on the source": "held-out-scored@volume",
+        "trained on all three": "one-stage-scored@volume",
+        "never trained on it, another patient's volume": "held-out-scored@shuffle",
+    }
+    sizes = "Small, medium, large: thirds of the sizes that a finding has in the test set."
+    arms = [name for name in ENCODERS if f"{name}@volume" in scored]
+    for rows, args in (
+        (encoder_rows(scored) if arms else {}, ("encoders", "What the ViT was pre-trained with")),
+        (volume(SCHEDULE), ("schedule", "Stages")),
+        (scale, ("data", "Share of the training patients, as many updates", SHORT)),
+        (volume(RUNGS), ("resolution", "Resolution", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
+        (volume(INPUTS), ("inputs", "What the ViT sees", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
+        (transfer, ("held-out", "A source that was never trained on (single stage)")),
+    ):
+        if sum(key in scored for key in rows.values()) > 1:
+            table_id, title, *more = args
+            found.append(level_table(scored, table_id, title, rows, *more))
+    found += [token_table(scored, facts), run_table(facts, **{"truncated reports": "n_truncated"})]
+    return [table for table in found if table["rows"]]
+
+
+def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
+    """Figures that need no volumes; returns file and caption of all figures of the folder."""
+    out, seeds = folder(cfg), cfg.reproduce.seeds
+    for stage, prefix in (("1", "align-"), ("2", "")):
+        logs = {n: [facts["runs"].get(f"{prefix}{n}/seed{s}", {}).get("loss") for s in seeds]
+                for n in ("argus", "avgpool", "attn-pool")}  # fmt: skip
+        logs = {n: found for n, found in logs.items() if all(found)}
+        if logs:
+            figures.draw_losses(out / f"loss-{stage}.png", logs, f"Training loss per token, stage {stage}")
+    levels = {label: scored[f"{n}@volume"].level("finding_f1") for n, label in ARMS.items() if f"{n}@volume" in scored}
+    if len(levels) > 1:
+        draw_levels(out / "compression.png", list(levels), {"": levels}, "finding F1", "Compression arms")
+    share = {s: scored[f"{n}@volume"].level("finding_f1") for n, s in SHARES.items() if f"{n}@volume" in scored}
+    if len(share) > 1:
+        lines = {"finding F1": tuple(zip(*share.values(), strict=True))}
+        figures.draw_curve(out / "data.png", list(share), lines, "% of the training patients", "finding F1", "Data")
+    rungs = {RUNGS[n]: scored[f"{n}@volume"] for n in RUNGS if f"{n}@volume" in scored}
+    sized = {label: dict(zip(SIZES, map(e.level, SIZED), strict=True)) for label, e in rungs.items()
+             if set(SIZED) <= set(e.scores)}  # fmt: skip
+    if any(name.startswith("hr@") for name in scored) and sized:
+        draw_levels(out / "sizes.png", list(SIZES), sized, "finding F1", "Size of the finding, by resolution")
+    if any("ours" in c for c in card["claims"]):
+        figures.draw_claims(out / "claims.png", card)
+    captions = {
+        "claims.png": "Claims measured at this tier.",
+        "compression.png": "Finding F1 of the compression arms; all but `none` leave as many visual tokens.",
+        "sizes.png": "Finding F1 by the size of the finding (thirds of its kind), at normal and high resolution.",
+        "data.png": "Finding F1 over the share of the training patients.",
+        "loss-1.png": "Training loss of stage 1, in which the compressor learns alone.",
+        "loss-2.png": "Training loss of stage 2.",
+    }
+    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
+    for f in sorted(out.glob("case-*.png")):
+        found.append({"file": f.name, "caption": "A test volume, its reference and what was written; the cross marks "
+                                                 "where a finding was drawn."})  # fmt: skip
+    return found

@@ -1,0 +1,49 @@
+"""argus/gather.py: two processes give the loss and the gradient of one with the joined batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn import functional as F
+
+from argus.gather import gather, rank, world
+
+N = 3  # rows of each process
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of all processes, and a weight that they share."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(2 * N, 4, generator=draw), torch.randn(4, 4, generator=draw)
+
+
+def contrast(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Each own row must be told from those of all processes."""
+    y = F.normalize(x @ weight, dim=-1)
+    return F.cross_entropy(5 * F.normalize(x, dim=-1) @ gather(y).T, torch.arange(len(x)) + len(x) * rank())
+
+
+def worker(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+    assert (world(), rank()) == (2, number)
+    x, weight = inputs()
+    weight.requires_grad_()
+    loss = contrast(x[number * N : (number + 1) * N], weight)
+    loss.backward()
+    dist.all_reduce(weight.grad)
+    torch.save((loss.detach(), weight.grad / 2), f"{folder}/rank{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
+    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    (loss0, grad0), (loss1, grad1) = (torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in range(2))
+    x, weight = inputs()
+    weight.requires_grad_()
+    loss = contrast(x, weight)
+    loss.backward()
+    assert (world(), rank()) == (1, 0)
+    assert loss0 != loss1
+    assert ((loss0 + loss1) / 2).item() == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(grad0, weight.grad, atol=1e-6) and torch.equal(grad0, grad1)

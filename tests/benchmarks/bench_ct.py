@@ -1,0 +1,216 @@
+"""Argus: preparing CT volumes, training steps with and without pixel shuffle, one 512x512x256 volume through ViT-B.
+
+The common recipe is what public code does: `nibabel` get_fdata, clip, torch's trilinear `interpolate`; here in as many
+processes as the store has threads, its results thrown away, while the store also checks, hashes and writes. Files come
+from the page cache on both sides; the two alternate and the fastest of each counts.
+Steps and forward passes run in processes of their own, so that each peak of memory is its own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+
+from shared.ct.geometry import Geometry
+from shared.ct.simulate import simulate_patient
+from shared.ct.simulate_layouts import save_nifti
+from shared.ct.store import CtStore, pack
+from tests.benchmarks.row import Row
+from tests.benchmarks.steps import step_s
+
+REPEAT = (3, 4, 4)  # a simulated (64, 128, 128) volume, each voxel this often: (192, 512, 512), the matrix of scanners
+TO = (64, 256, 256)  # rung nr
+N_FILES, N_VOLUMES, N_ROUNDS = 2, 8, 3
+GOAL = 3.0
+# Forward passes of one 512x512x256 volume: patch D, H, W -> operations (reference: token arithmetic, without patches).
+WHOLE = {"16,32,32": 1.31e12, "16,16,16": 12.7e12}
+
+
+def run() -> list[Row]:
+    """All rows; several minutes on two cores, 3 GB of memory, 0.4 GB of temporary disk."""
+    return [*preparing(), *steps(), loading(), *(whole_volume(patch) for patch in WHOLE)]
+
+
+# --- preparing --------------------------------------------------------------------------------------------------------
+
+
+def preparing() -> list[Row]:
+    folder = Path(tempfile.mkdtemp(prefix="bench-ct-"))
+    try:
+        paths = write_volumes(folder / "files", N_FILES)
+        workers = os.cpu_count() or 1
+        many = [paths[i % N_FILES] for i in range(N_VOLUMES)]
+        ours, recipe = 0.0, 0.0
+        spawn = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
+        with ProcessPoolExecutor(workers, **spawn) as pool:
+            list(pool.map(common_recipe, paths * workers))  # warm: imports, page cache
+            for k in range(N_ROUNDS):
+                start = time.perf_counter()
+                list(pool.map(_recipe_thrown_away, many))
+                recipe = max(recipe, N_VOLUMES / (time.perf_counter() - start))
+                start = time.perf_counter()
+                pack(index_of(many), {"bimcv-r": folder / "files"}, folder / f"store-{k}", Geometry(TO), workers)
+                ours = max(ours, N_VOLUMES / (time.perf_counter() - start))
+        store = CtStore(folder / "store-0")
+        difference = max(np.abs(store.hu(i) - common_recipe(paths[i])).max() for i in range(N_FILES))
+    finally:
+        shutil.rmtree(folder)
+    if difference > 0.5 + 1e-4 * 2000:  # rounding to int16, and 1e-4 of the window
+        raise AssertionError(f"store and common recipe differ by {difference} HU")
+    name = f"ct: preparing 512x512x192 to 256x256x64, {workers} cores"
+    reference = f"{recipe:,.2f}/s nibabel + torch trilinear (difference {difference:.2f} HU)"
+    return [Row(name, ours, "volumes/s", reference, ours / recipe, GOAL)]
+
+
+def write_volumes(folder: Path, n: int) -> list[Path]:
+    """n simulated chest CTs with the matrix of scanners, noise in every voxel, as BIMCV-R stores them."""
+    folder.mkdir(parents=True)
+    paths = []
+    for k in range(n):
+        small = simulate_patient("bimcv-r", 0, k, (64, 128, 128))[0].volume
+        hu = small.hu
+        for axis, times in enumerate(REPEAT):
+            hu = hu.repeat(times, axis)
+        hu = hu + np.random.default_rng(k).normal(0, 12, hu.shape).astype(np.int16)
+        spacing = [s / times for s, times in zip(small.grid.spacing_mm, REPEAT, strict=True)]
+        paths.append(folder / f"sub-S{k}_ses-E0_run-1_bp-chest_ct.nii.gz")
+        save_nifti(paths[-1], np.maximum(hu, -1024), spacing, (0.0, 0.0, 0.0))
+    return paths
+
+
+def index_of(paths: list[Path]) -> pd.DataFrame:
+    """A store's index: INDEX_COLUMNS and source."""
+    nothing = {"split": "", "findings": "", "impression": "", "language": "en", "labels": {}, "flag": ""}
+    nothing |= {"n_slices": 0, "spacing_mm": (), "origin_mm": (), "direction": (), "blank_header": False}
+    nothing |= {"slope": float("nan"), "intercept": float("nan"), "source": "bimcv-r"}
+    ids = ("volume_id", "study_id", "patient_id")
+    return pd.DataFrame([nothing | dict.fromkeys(ids, f"v{i}") | {"path": p.name} for i, p in enumerate(paths)])
+
+
+def common_recipe(path: Path) -> np.ndarray:
+    """float32 [D, H, W] of TO in HU, as public code prepares a volume (axes of the file turned to z, y, x)."""
+    import nibabel as nib
+
+    hu = np.clip(nib.load(path).get_fdata(), -1000, 1000)
+    volume = torch.tensor(hu, dtype=torch.float32).permute(2, 1, 0)[None, None]
+    return torch.nn.functional.interpolate(volume, TO, mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def _recipe_thrown_away(path: Path) -> None:
+    common_recipe(path)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def steps() -> list[Row]:
+    """Steps of volume -> report with pixel shuffle, against all tokens in the LLM; peak memory of each."""
+    found = {name: in_process("step", name) for name in ("pixel_shuffle_3d", "none")}
+    shuffled, whole = found["pixel_shuffle_3d"], found["none"]
+    name = f"argus: steps, pixel shuffle, {shuffled['tokens']} visual tokens, {shuffled['where']}"
+    rate, other = 1 / shuffled["seconds"], 1 / whole["seconds"]
+    reference = f"{other:,.2f}/s without, {whole['tokens']:,} tokens"
+    memory = f"{whole['peak_mb']:,.0f} MB without"
+    return [
+        Row(name, rate, "steps/s", reference, rate / other),
+        Row(f"{name}: peak memory", shuffled["peak_mb"], "MB", memory, whole["peak_mb"] / shuffled["peak_mb"]),
+    ]
+
+
+def loading() -> Row:
+    """A step of the laptop tier's second stage against the reading of its batch: loading must not be the bottleneck."""
+    from argus.config import parse
+    from argus.prep import prepare
+    from argus.train import build
+
+    few = "--data.simulate.n_patients={ct-rate: 40, bimcv-r: 15, inspect: 15}"
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CACHE_ROOT=folder):
+        cfg = parse(["--config=argus/configs/laptop.yaml", few])
+        cfg.model.llm = cfg.reproduce.overrides["lm"]["model.llm"]
+        model, _, train_set, collate = build(cfg, prepare(cfg.data))
+        items = np.random.default_rng(0).permutation(len(train_set))[: cfg.train.micro_batch].tolist()
+        read_s = least_s = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            batch = collate([train_set[i] for i in items])
+            read_s = min(read_s, time.perf_counter() - start)
+            least_s = min(least_s, step_s(model.train(), batch, "cpu", cfg.train.bf16))
+    reference = f"{1000 * read_s:.1f} ms to read it (goal: under a fifth)"
+    return Row(f"argus: laptop step of {len(items)} records", 1000 * least_s, "ms", reference, least_s / read_s, 5.0)
+
+
+def whole_volume(patch: str) -> Row:
+    """One 512x512x256 volume through ViT-B, forward."""
+    found = in_process("whole", patch)
+    name = f"argus: forward of 512x512x256, ViT-B, patch {patch}, {found['tokens']:,} tokens, {found['where']}"
+    reference = f"peak {found['peak_mb']:,.0f} MB; {WHOLE[patch] / found['seconds'] / 1e9:,.0f} GFLOP/s"
+    return Row(name, found["seconds"], "s", reference)
+
+
+def in_process(what: str, which: str) -> dict:
+    """Seconds, peak_mb, tokens and where of `step` or `whole`, from a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_ct", what, which]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _step(compressor: str) -> dict:
+    """Forward and backward of two volumes of 64x128x128 and 96 tokens of text; LoRA, ViT and compressor trained."""
+    from argus.data import train_tokenizer
+    from argus.model import ArgusModel, ModelConfig
+
+    device, shape = "cuda" if torch.cuda.is_available() else "cpu", [64, 128, 128]
+    torch.manual_seed(0)
+    cfg = ModelConfig(
+        patch=[4, 16, 16], width=192, depth=4, heads=3, mlp=768, compressor=compressor,
+        llm={"hidden_size": 256, "layers": 4, "heads": 4, "kv_heads": 2}, lora_dropout=0.0,
+    )  # fmt: skip
+    model = ArgusModel.build(cfg, shape, train_tokenizer(["No nodule is seen."], 300)).to(device).train()
+    ids = torch.randint(3, 250, (2, 96), device=device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    inputs["volume"] = torch.randn(2, 1, *shape, device=device).clamp(-1, 1)
+    seconds = min(step_s(model, inputs, device, bf16=device == "cuda") for _ in range(4))
+    return {"seconds": seconds, "tokens": model.compressor.n_tokens}
+
+
+def _whole(patch: str) -> dict:
+    from argus.encoder import VitEncoder
+
+    device, shape = "cuda" if torch.cuda.is_available() else "cpu", (256, 512, 512)
+    encoder = VitEncoder(shape, tuple(map(int, patch.split(","))), 768, 12, 12, 3072).to(device).eval()
+    volume = torch.zeros(1, 1, *shape, device=device)
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        for _ in range(2 if device == "cuda" else 1):  # the first pass on a GPU loads its kernels
+            start = time.perf_counter()
+            tokens = encoder(volume)[1]
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    return {"seconds": seconds, "tokens": tokens.shape[1]}
+
+
+if __name__ == "__main__":
+    measured = {"step": _step, "whole": _whole}[sys.argv[1]](sys.argv[2])
+    where = "GPU, bf16" if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    print(json.dumps(measured | {"peak_mb": _peak_mb(), "where": where}))
