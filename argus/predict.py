@@ -126,7 +126,7 @@ def draw(path: Path, volume: CtVolume, parts: list, title: str = "") -> None:
             at = [int(i) for i in np.unravel_index(int(attention.argmax()), attention.shape)]
         axes = [fig.add_axes(box) for box in boxes]
         draw_planes(axes, volume.hu, volume.spacing_mm, at, "lung", overlay=attention)
-        note = "" if attention is not None else "\n\n(no attention in space: visual tokens without a place)"
+        note = "" if attention is not None else "\n\n(no attention that has a place)"
         body = "\n".join(textwrap.wrap(sentence, 42)) + note
         fig.text(9.15 / width_in, bottom + (row_in - 0.5) / height_in, body, fontsize=11, va="top", parse_math=False)
     save(fig, path)
