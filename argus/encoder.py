@@ -4,7 +4,7 @@ Axes are D, H, W = z, y, x everywhere; tokens are flattened with D slowest and W
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from monai.networks.blocks.transformerblock import TransformerBlock
@@ -81,7 +81,9 @@ class PatchEmbedding(nn.Conv3d):
 class VitEncoder(nn.Module):
     """3-D ViT; learned positions on patch tokens only, a zero-initialised CLS without position, a final LayerNorm.
 
-    shape, patch: D, H, W in voxels. width, depth, heads, mlp: 768, 12, 12, 3072 is ViT-B.
+    shape, patch: D, H, W in voxels. width, depth, heads, mlp: 768, 12, 12, 3072 is ViT-B. standardise: each voxel less
+    its mean over the training volumes and divided by its standard deviation (`fit_input`): of volumes resized to one
+    frame, what differs between chests, which a small ViT else takes long to see behind what is the same in all.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class VitEncoder(nn.Module):
         heads: int,
         mlp: int,
         dropout: float = 0.0,
+        standardise: bool = False,
     ):
         super().__init__()
         if width % heads:
@@ -106,6 +109,10 @@ class VitEncoder(nn.Module):
         self.blocks = blocks(width, depth, heads, mlp, dropout)
         self.norm = nn.LayerNorm(width)
         self.gradient_checkpointing = False
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("input_mean", torch.zeros(1, 1, *shape))
+            self.register_buffer("input_spread", torch.ones(1, 1, *shape))
         draw_weights(self, width)
         nn.init.trunc_normal_(self.positions, std=weight_std(width))
 
@@ -121,6 +128,8 @@ class VitEncoder(nn.Module):
         if volume.ndim != 5 or volume.shape[1] != 1 or (shape != self.shape and not other_shape):
             raise ValueError(f"a batch of volumes [B, 1, {', '.join(map(str, self.shape))}] was expected (data.shape), "
                              f"not {list(volume.shape)}")  # fmt: skip
+        if self.standardise:
+            volume = (volume - resized(self.input_mean, shape)) / resized(self.input_spread, shape)
         positions = resize_positions(self.positions, self.grid, grid_of(shape, self.patch))
         patches = patchify(volume.to(self.embed.weight.dtype), self.patch)  # [B, N, pD * pH * pW]
         if keep is not None:
@@ -132,14 +141,31 @@ class VitEncoder(nn.Module):
         x = self.norm(x)
         return x[:, 0], x[:, 1:]
 
+    @torch.no_grad()
+    def fit_input(self, batches: Iterable[torch.Tensor]) -> None:
+        """Mean and spread of each voxel over batches of volumes [B, 1, D, H, W]; a spread is at least 20 HU."""
+        n, total, squares = 0, torch.zeros_like(self.input_mean), torch.zeros_like(self.input_mean)
+        for volume in batches:
+            n += len(volume)
+            total += volume.sum(0, keepdim=True)
+            squares += volume.square().sum(0, keepdim=True)
+        self.input_mean.copy_(total / n)
+        self.input_spread.copy_((squares / n - self.input_mean.square()).clamp_min(0).sqrt().clamp_min(0.02))
+
+
+def resized(map_: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """[B, C, D, H, W] -> another shape, trilinear (align_corners false); the same tensor where equal."""
+    if tuple(map_.shape[2:]) == tuple(shape):
+        return map_
+    return F.interpolate(map_, tuple(shape), mode="trilinear", align_corners=False)
+
 
 def resize_positions(positions: torch.Tensor, grid: Sequence[int], to: Sequence[int]) -> torch.Tensor:
     """[1, N, C] of one grid -> [1, N', C] of another, trilinear (align_corners false); the same tensor where equal."""
     if tuple(grid) == tuple(to):
         return positions
     table = positions.mT.unflatten(2, tuple(grid))  # [1, C, gD, gH, gW]
-    resized = F.interpolate(table.float(), tuple(to), mode="trilinear", align_corners=False)
-    return resized.flatten(2).mT.to(positions.dtype)
+    return resized(table.float(), to).flatten(2).mT.to(positions.dtype)
 
 
 def resize_kernel(kernel: torch.Tensor, to: Sequence[int]) -> torch.Tensor:
@@ -150,11 +176,10 @@ def resize_kernel(kernel: torch.Tensor, to: Sequence[int]) -> torch.Tensor:
     """
     if tuple(kernel.shape[2:]) == tuple(to):
         return kernel
-    resized = F.interpolate(kernel.float(), tuple(to), mode="trilinear", align_corners=False)
-    resized = resized * (kernel[0].numel() / math.prod(to))
+    made = resized(kernel.float(), to) * (kernel[0].numel() / math.prod(to))
     axes = (1, 2, 3, 4)
-    lost = kernel.float().sum(axes, keepdim=True) - resized.sum(axes, keepdim=True)
-    return (resized + lost / math.prod(to)).to(kernel.dtype)
+    lost = kernel.float().sum(axes, keepdim=True) - made.sum(axes, keepdim=True)
+    return (made + lost / math.prod(to)).to(kernel.dtype)
 
 
 def resize_weights(
@@ -166,7 +191,12 @@ def resize_weights(
 ) -> dict[str, torch.Tensor]:
     """Carries the state_dict of a VitEncoder from one rung to another; a new dict, equal where nothing changes."""
     grids = grid_of(from_shape, from_patch), grid_of(to_shape, to_patch)
-    return state | {
-        "positions": resize_positions(state["positions"], *grids),
-        "embed.weight": resize_kernel(state["embed.weight"], to_patch),
-    }
+    maps = {k: resized(v, to_shape) for k, v in state.items() if k in ("input_mean", "input_spread")}
+    return (
+        state
+        | maps
+        | {
+            "positions": resize_positions(state["positions"], *grids),
+            "embed.weight": resize_kernel(state["embed.weight"], to_patch),
+        }
+    )

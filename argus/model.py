@@ -31,7 +31,7 @@ from argus.llm import add_lora, attention_modules, load_llm
 PRETRAIN = ("mae", "clip", "supervised")
 OBJECTIVES = ("report", "language", *PRETRAIN)
 ENCODER_PREFIXES = ("encoder.", "objective.encoder.")  # of ArgusModel, of EncoderPretraining
-ARCHITECTURE = ("patch", "width", "depth", "heads", "mlp", "compressor", "factors", "queries")
+ARCHITECTURE = ("patch", "width", "depth", "heads", "mlp", "standardise", "compressor", "factors", "queries")
 
 
 @dataclass
@@ -43,6 +43,7 @@ class ModelConfig:
             supervised.
         patch: D, H, W of a patch in voxels.
         width, depth, heads, mlp: of the ViT; ViT-B by default.
+        standardise: the ViT sees voxels less their mean over the training volumes, by their spread (laptop tier).
         encoder: checkpoint of any earlier run whose ViT this one starts from, resized where input or patch differ; null
             = random.
         compressor: an arm of argus/compress.py, or no_image for an LLM that sees no volume.
@@ -68,6 +69,7 @@ class ModelConfig:
     depth: int = 12
     heads: int = 12
     mlp: int = 3072
+    standardise: bool = False
     encoder: str | None = None
     compressor: str = "pixel_shuffle_3d"
     factors: list[int] = field(default_factory=lambda: [2, 2, 2])
@@ -131,7 +133,7 @@ def is_argus_checkpoint(folder: str) -> bool:
 
 
 def make_encoder(cfg: ModelConfig, shape) -> VitEncoder:
-    return VitEncoder(shape, cfg.patch, cfg.width, cfg.depth, cfg.heads, cfg.mlp)
+    return VitEncoder(shape, cfg.patch, cfg.width, cfg.depth, cfg.heads, cfg.mlp, standardise=cfg.standardise)
 
 
 def start_encoder(encoder: VitEncoder, checkpoint: str) -> None:

@@ -20,7 +20,15 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from argus.config import Config, parse
-from argus.data import Collator, PretrainCollator, PretrainDataset, ReportDataset, load_tokenizer, train_tokenizer
+from argus.data import (
+    Collator,
+    PretrainCollator,
+    PretrainDataset,
+    ReportDataset,
+    load_tokenizer,
+    read_volumes,
+    train_tokenizer,
+)
 from argus.model import PRETRAIN, ArgusModel
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
@@ -137,6 +145,14 @@ def build(cfg: Config, prepared: Prepared) -> tuple[PreTrainedModel, PreTrainedT
     return model, tokenizer, train_set, collator
 
 
+def fit_input(cfg: Config, encoder, train_set: Dataset, prepared: Prepared) -> None:
+    """A ViT that standardises its input learns how from the training volumes, where no earlier stage did."""
+    if encoder is None or not cfg.model.standardise or cfg.model.encoder or cfg.train.init:
+        return
+    rows = train_set.records.row.to_numpy()
+    encoder.fit_input(read_volumes(prepared, rows[i : i + 64], cfg.data.slice_only) for i in range(0, len(rows), 64))
+
+
 def main(args: list[str] | None = None) -> Path:
     """Train, save `checkpoint/`, write `run.json`; returns the run's folder."""
     quiet()
@@ -148,6 +164,7 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     model, tokenizer, train_set, collator = build(cfg, prepared)
+    fit_input(cfg, model.encoder, train_set, prepared)
     work = cfg.run_dir / f"work-{cfg.digest()}-{prepared.data_hash}"  # another config never resumes from it
     trainer = ArgusTrainer(
         model=model,

@@ -215,3 +215,18 @@ def test_weights_go_from_rung_to_rung():
     more.load_state_dict(resize_weights(state, SHAPE, PATCH, (16, 24, 32), PATCH))
     assert torch.equal(more.embed.weight, model.embed.weight) and more.positions.shape == (1, 8 * 12, 24)
     assert state["positions"].shape == (1, 12, 24)  # the old ones stay
+
+
+def test_standardised_input_is_each_voxel_s_own_and_travels_to_another_rung():
+    volumes = torch.randn(40, 1, 8, 16, 16) * torch.rand(1, 1, 8, 16, 16) + torch.rand(1, 1, 8, 16, 16)
+    encoder = VitEncoder((8, 16, 16), (4, 8, 8), 16, 1, 2, 32, standardise=True)
+    encoder.fit_input(volumes.split(16))
+    torch.testing.assert_close(encoder.input_mean, volumes.mean(0, keepdim=True))
+    torch.testing.assert_close(encoder.input_spread, volumes.std(0, correction=0, keepdim=True).clamp_min(0.02))
+    plain = VitEncoder((8, 16, 16), (4, 8, 8), 16, 1, 2, 32)
+    plain.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("input_")})
+    seen = (volumes - encoder.input_mean) / encoder.input_spread
+    torch.testing.assert_close(encoder(volumes)[1], plain(seen)[1])
+    larger = resize_weights(encoder.state_dict(), (8, 16, 16), (4, 8, 8), (16, 32, 32), (8, 16, 16))
+    VitEncoder((16, 32, 32), (8, 16, 16), 16, 1, 2, 32, standardise=True).load_state_dict(larger)
+    assert larger["input_mean"].shape == (1, 1, 16, 32, 32)
