@@ -4,7 +4,7 @@ PY := .venv/bin/python
 TIER ?= laptop
 DATA_ROOT ?= data/official
 export DATA_ROOT
-PAPERS := meit kmerl supreme
+PAPERS := meit kmerl supreme synth_medvlp argus
 DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
 	mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural hannover-cxr \
 	ct-rate bimcv-r inspect

@@ -17,6 +17,7 @@ class Package:
     blow_up: tuple[str, ...]  # a learning rate at which the loss cannot stay finite
     joined: bool = False  # its loss compares records of a batch: one process must see the global batch at once
     frozen: tuple[str, ...] = ()  # a run that starts from {backbone}, another run's checkpoint, and freezes it
+    frozen_from: str = "lm-*"  # pattern of that other run's name
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
 
     @property
@@ -62,6 +63,15 @@ PACKAGES = {
         ),
         blow_up=("--train.lr=1e30",),
         joined=True,
+    ),
+    "argus": Package(
+        name="argus",
+        train=(_SMALL_LM,),
+        no_norm=(_SMALL_LM,),
+        blow_up=("--train.lr=1e30", "--train.encoder_lr=1e30"),
+        frozen=("--model.backbone={backbone}",),
+        frozen_from="lm",
+        frozen_weights=r"llm\..*(base_layer|norm|embed).*",
     ),
 }
 

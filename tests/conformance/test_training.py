@@ -73,7 +73,7 @@ def test_two_processes_equal_one_without_batchnorm(package, cache, tmp_path):
 def test_frozen_weights_survive_zero3(package, smoke, cache, tmp_path):
     if not package.frozen:
         pytest.skip(f"{package.name}: no weights of its models are frozen")
-    backbone = next((smoke / "runs").glob("**/lm-*/seed0/checkpoint"))
+    backbone = next((smoke / "runs").glob(f"**/{package.frozen_from}/seed0/checkpoint"))
     options = [o.format(backbone=backbone) for o in package.frozen]
     zero3 = f"--train.deepspeed={package.name}/configs/zero3.json"
     train(package, tmp_path, cache, *options, zero3, processes=1)
