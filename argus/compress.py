@@ -13,7 +13,7 @@ Tokens [B, N, C] lie on a grid (gD, gH, gW), W fastest; every arm gives [B, M, o
 | pixel_shuffle_3d | N / S | a block's tokens side by side |
 | concat_1d | N / S | S consecutive tokens side by side |
 | hilt | N / S | low-resolution tokens ask high-resolution ones (hilt.py) |
-| m3d_spp | N / 8 | as published by M3D: avgpool of 2 x 2 x 2 |
+| m3d_spp | N / 8 | as published by M3D: avgpool of 2 x 2 x 2, whatever the factors |
 | radfm_perceiver | 32 | as published by RadFM: perceiver with a linear head |
 """
 

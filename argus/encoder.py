@@ -32,14 +32,13 @@ def pick(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def blocks(width: int, depth: int, heads: int, mlp: int, dropout: float = 0.0) -> nn.ModuleList:
+def blocks(width: int, depth: int, heads: int, mlp: int) -> nn.ModuleList:
     """Pre-norm transformer blocks with fused attention and no qkv bias."""
     made = nn.ModuleList(
-        TransformerBlock(width, mlp, heads, dropout, qkv_bias=False, use_flash_attention=True) for _ in range(depth)
+        TransformerBlock(width, mlp, heads, qkv_bias=False, use_flash_attention=True) for _ in range(depth)
     )
     for block in made:
         block.norm_cross_attn = nn.Identity()  # MONAI's has parameters that no gradient reaches, which DDP refuses
-        block.attn.dropout_rate = 0.0  # MONAI would drop fused attention in eval mode too
     return made
 
 
@@ -81,9 +80,11 @@ class PatchEmbedding(nn.Conv3d):
 class VitEncoder(nn.Module):
     """3-D ViT; learned positions on patch tokens only, a zero-initialised CLS without position, a final LayerNorm.
 
-    shape, patch: D, H, W in voxels. width, depth, heads, mlp: 768, 12, 12, 3072 is ViT-B. standardise: each voxel less
-    its mean over the training volumes and divided by its standard deviation (`fit_input`): of volumes resized to one
-    frame, what differs between chests, which a small ViT else takes long to see behind what is the same in all.
+    shape, patch: D, H, W in voxels. width, depth, heads, mlp: 768, 12, 12, 3072 is ViT-B.
+    standardise: each voxel less its mean over the training volumes, by its standard deviation (`fit_input`): of volumes
+    resized to one frame, what differs between chests, which a small ViT else takes long to see behind what does not.
+    pool: what `summary` is, the CLS token (M3D) or the map of all tokens, flattened (CT-CLIP), where each place has
+    weights of its own, which few volumes can teach.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class VitEncoder(nn.Module):
         depth: int,
         heads: int,
         mlp: int,
-        dropout: float = 0.0,
         standardise: bool = False,
+        pool: str = "cls",
     ):
         super().__init__()
         if width % heads:
@@ -106,10 +107,10 @@ class VitEncoder(nn.Module):
         self.embed = PatchEmbedding(patch, width)
         self.positions = nn.Parameter(torch.empty(1, self.n_tokens, width))
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = blocks(width, depth, heads, mlp, dropout)
+        self.blocks = blocks(width, depth, heads, mlp)
         self.norm = nn.LayerNorm(width)
         self.gradient_checkpointing = False
-        self.standardise = standardise
+        self.pool, self.standardise = pool, standardise
         if standardise:
             self.register_buffer("input_mean", torch.zeros(1, 1, *shape))
             self.register_buffer("input_spread", torch.ones(1, 1, *shape))
@@ -140,6 +141,15 @@ class VitEncoder(nn.Module):
             x = run(block, x, self.gradient_checkpointing)
         x = self.norm(x)
         return x[:, 0], x[:, 1:]
+
+    def summary(self, volume: torch.Tensor) -> torch.Tensor:
+        """volume [B, 1, D, H, W] -> what stands for the whole of it, [B, summary_width]."""
+        cls, tokens = self(volume)
+        return cls if self.pool == "cls" else tokens.flatten(1)
+
+    @property
+    def summary_width(self) -> int:
+        return self.width if self.pool == "cls" else self.n_tokens * self.width
 
     @torch.no_grad()
     def fit_input(self, batches: Iterable[torch.Tensor]) -> None:

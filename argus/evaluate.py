@@ -67,9 +67,9 @@ def generate(model: ArgusModel, tokenizer, dataset: ReportDataset, cfg: Config, 
 
 @torch.inference_mode()
 def encode(model: ArgusModel, dataset: ReportDataset, cfg: Config, items: list[int]) -> torch.Tensor:
-    """The ViT's vectors of true volumes, of unit length [len(items), C]."""
+    """The ViT's summaries of true volumes, of unit length [len(items), C]."""
     batches = [items[s : s + cfg.eval.batch] for s in range(0, len(items), cfg.eval.batch)]
-    vectors = [model.encoder(model_input(dataset, cfg.data, b, "volume", 0).to(model.device))[0] for b in batches]
+    vectors = [model.encoder.summary(model_input(dataset, cfg.data, b, "volume", 0).to(model.device)) for b in batches]
     return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu()
 
 
@@ -203,10 +203,17 @@ def main(args: list[str] | None = None) -> Path:
     checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
     if not (checkpoint.parent / "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m argus.train`")
-    models = {name: getattr(cfg.eval, name) for name in ("green", "ratescore", "radgraph")}
+    e = cfg.eval
+    models = {name: getattr(e, name) for name in ("green", "ratescore", "radgraph")}
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),
-        "scored_by": [*cfg.eval.metrics, cfg.eval.bertscore, *models.values(), cfg.eval.n_boot],
+        "scored_by": [
+            *cfg.eval.metrics,
+            cfg.eval.bertscore,
+            cfg.eval.bertscore_layer,
+            *models.values(),
+            cfg.eval.n_boot,
+        ],
     }
     if file.exists() and identity.items() <= json.loads(file.read_text()).items():
         return cfg.run_dir

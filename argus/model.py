@@ -31,7 +31,7 @@ from argus.llm import add_lora, attention_modules, load_llm
 PRETRAIN = ("mae", "clip", "supervised")
 OBJECTIVES = ("report", "language", *PRETRAIN)
 ENCODER_PREFIXES = ("encoder.", "objective.encoder.")  # of ArgusModel, of EncoderPretraining
-ARCHITECTURE = ("patch", "width", "depth", "heads", "mlp", "standardise", "compressor", "factors", "queries")
+ARCHITECTURE = ("patch", "width", "depth", "heads", "mlp", "pool", "standardise", "compressor", "factors", "queries")
 
 
 @dataclass
@@ -43,6 +43,7 @@ class ModelConfig:
             supervised.
         patch: D, H, W of a patch in voxels.
         width, depth, heads, mlp: of the ViT; ViT-B by default.
+        pool: what the ViT's pre-training reads of it: cls, or the flattened map of tokens, map.
         standardise: the ViT sees voxels less their mean over the training volumes, by their spread (laptop tier).
         encoder: checkpoint of any earlier run whose ViT this one starts from, resized where input or patch differ; null
             = random.
@@ -69,6 +70,7 @@ class ModelConfig:
     depth: int = 12
     heads: int = 12
     mlp: int = 3072
+    pool: str = "cls"
     standardise: bool = False
     encoder: str | None = None
     compressor: str = "pixel_shuffle_3d"
@@ -98,6 +100,8 @@ class ModelConfig:
             raise ValueError(f"model.objective: '{self.objective}' is none of {', '.join(OBJECTIVES)}")
         if self.compressor not in (*BUILD, "no_image"):
             raise ValueError(f"model.compressor: '{self.compressor}' is none of {', '.join(BUILD)}, no_image")
+        if self.pool not in ("cls", "map"):
+            raise ValueError(f"model.pool: '{self.pool}' is neither cls nor map")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype: '{self.dtype}' is neither float32 nor bfloat16")
         if self.compressor == "no_image" and not self.train_llm:
@@ -133,7 +137,8 @@ def is_argus_checkpoint(folder: str) -> bool:
 
 
 def make_encoder(cfg: ModelConfig, shape) -> VitEncoder:
-    return VitEncoder(shape, cfg.patch, cfg.width, cfg.depth, cfg.heads, cfg.mlp, standardise=cfg.standardise)
+    return VitEncoder(shape, cfg.patch, cfg.width, cfg.depth, cfg.heads, cfg.mlp,
+                      standardise=cfg.standardise, pool=cfg.pool)  # fmt: skip
 
 
 def start_encoder(encoder: VitEncoder, checkpoint: str) -> None:

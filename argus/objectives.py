@@ -145,20 +145,19 @@ class ClipModel(nn.Module):
     The temperature is learnt as t, from log(1 / 0.07) and at most log(100), and exponentiated (trap 15).
     """
 
-    def __init__(self, encoder: VitEncoder, tower: nn.Module, projection: int | None = None):
+    def __init__(self, encoder: VitEncoder, tower: nn.Module):
         super().__init__()
-        projection = projection or encoder.width
         self.encoder, self.tower = encoder, tower
-        self.image_head = UnitLinear(encoder.width, projection)
-        self.text_head = UnitLinear(tower.config.hidden_size, projection)
+        self.image_head = UnitLinear(encoder.summary_width, encoder.width)
+        self.text_head = UnitLinear(tower.config.hidden_size, encoder.width)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 
     def image(self, volume: torch.Tensor) -> torch.Tensor:
-        """volume [B, 1, D, H, W] -> float32 unit rows [B, projection]."""
-        return self.image_head(self.encoder(volume)[0])
+        """volume [B, 1, D, H, W] -> float32 unit rows [B, C]."""
+        return self.image_head(self.encoder.summary(volume))
 
     def text(self, text_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask [B, L] -> float32 unit rows [B, projection]."""
+        """Token ids and mask [B, L] -> float32 unit rows [B, C]."""
         return self.text_head(self.tower(input_ids=text_ids, attention_mask=text_mask).last_hidden_state[:, 0])
 
     def scale(self) -> torch.Tensor:
@@ -206,12 +205,15 @@ def pos_weights(labels: np.ndarray) -> torch.Tensor:
 
 
 class SupervisedModel(nn.Module):
-    """Abnormality logits from CLS: ReLU, dropout 0.3, linear. weights: `pos_weights` of the training labels [18]."""
+    """Abnormality logits from the ViT's summary: ReLU, dropout 0.3, linear.
+
+    weights: `pos_weights` of the training labels [18].
+    """
 
     def __init__(self, encoder: VitEncoder, weights: torch.Tensor, dropout: float = 0.3):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(encoder.width, len(weights)))
+        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(encoder.summary_width, len(weights)))
         self.register_buffer("weights", weights.clone())
 
     def forward(self, volume, findings=None, findings_mask=None, **_) -> ObjectiveOutput:
@@ -219,7 +221,7 @@ class SupervisedModel(nn.Module):
 
         loss: weighted binary cross-entropy, the mean over what is known; None without findings.
         """
-        logits = self.head(self.encoder(volume)[0]).float()
+        logits = self.head(self.encoder.summary(volume)).float()
         if findings is None:
             return ObjectiveOutput(logits=logits)
         known = torch.ones_like(logits) if findings_mask is None else findings_mask.to(logits.dtype)

@@ -22,6 +22,7 @@ from argus.figures import draw_planes
 from argus.hilt import Hilt
 from argus.manifest import SECTIONS
 from argus.model import ArgusModel
+from argus.prep import HU
 from argus.runs import quiet
 from shared.ct.ct_io import check_chest, read_nifti
 from shared.ct.dicom import read_dicom
@@ -85,7 +86,8 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     """(report, the volume as the model saw it, [(sentence, attention [D, H, W] or None)]).
 
     section: findings | report | impression; None = of the run's first source. Attention is the mean over layers, heads
-    and the sentence's tokens, less what every token of this report gives to a place on average, where that is more.
+    and the sentence's tokens, where it is more than what the tokens of this report give to a place on average; of a
+    single sentence, more than its least.
     """
     run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
     if run["model"]["objective"] != "report":
@@ -94,7 +96,7 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     section = section or SECTIONS[run["data"]["sources"][0]]
     tokenizer, model = load_tokenizer(str(checkpoint)), ArgusModel.from_pretrained(checkpoint).eval()
     seen = prepared_as(volume, run["data"])
-    x = torch.from_numpy(seen.hu.astype(np.float32))[None, None] / 1000
+    x = torch.from_numpy(seen.hu.astype(np.float32))[None, None] / HU
     prompt = prompt_batch([section], tokenizer)
     new = model.generate(**prompt, volume=x, max_new_tokens=run["eval"]["max_new_tokens"])
     pieces = pieces_of(new[0].tolist(), tokenizer)
@@ -103,10 +105,10 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     if model.encoder is None or not parts:
         return text.strip(), seen, [(part, None) for part in parts]
     weights = model.attend(**prompt, new_ids=new, volume=x)[0]  # [T, M]
-    mean = weights.mean(0)
     by_sentence = torch.stack([weights[a:b].mean(0) for a, b in of])
-    if len(parts) > 1:  # some tokens draw attention whatever is written; what is special of a sentence is above that
-        by_sentence = (by_sentence - mean).clamp(min=0)
+    # some tokens draw attention whatever is written; what is special of a sentence is above that
+    usual = weights.mean(0) if len(parts) > 1 else by_sentence.min()
+    by_sentence = (by_sentence - usual).clamp(min=0)
     maps = place_of(model, by_sentence, seen.hu.shape)
     return text.strip(), seen, [(part, None if maps is None else maps[k].numpy()) for k, part in enumerate(parts)]
 

@@ -1,13 +1,14 @@
 """Argus's experiments, and how they are scored and shown: `make reproduce-argus`. The engine is `shared.runs`.
 
-    lm                      a small language model on report text, where the tier has no pre-trained one
+    lm                      a small language model on report text, where the tier has no pre-trained one;
+                            lm-<row> for a row with fewer patients or sources, which reads only their reports
     encoder-<kind>          the ViT, pre-trained (mae | clip | supervised); once for all experiments and seeds
     align-<name>            stage 1: compressor and projector, ViT and LLM frozen
     <name>                  stage 2, from `align-<name>`: ViT, projector and LoRA
 
 What depends on a tier (input and patch of `hr`, spacing of `geometry-b`) stands in `reproduce.overrides` of its YAML
-under the name of the experiment; its `data.` and `model.` keys hold for its first stage too. A tier with `data-10` and
-its like gives `align-` and `encoder-` their `train.steps`, not epochs, so that fewer patients mean no fewer updates.
+under the name of the experiment; its `data.` and `model.` keys hold for its first stage too. Fewer patients mean no
+fewer updates: steps stay as they are, epochs are multiplied.
 """
 
 import shutil
@@ -77,11 +78,11 @@ EXPERIMENTS = {
     **compression("avgpool", "avgpool"),
     **compression("attn-pool", "attn_pool"),
     "no-image": Recipe({"model.compressor": "no_image"}, encoder=None),
-    # all other arms of compression; m3d-spp and radfm-perceiver are the published designs
+    # all other arms of compression; avgpool by 2 x 2 x 2 is M3D's design, radfm-perceiver RadFM's
+    **compression("avgpool-matched", "avgpool_matched"),  # as many parameters as pixel shuffle
     **compression("perceiver", "perceiver"),
     **compression("concat-1d", "concat_1d"),
     **compression("avgpool-seq", "avgpool_seq"),
-    **compression("m3d-spp", "m3d_spp"),
     **compression("radfm-perceiver", "radfm_perceiver"),
     **compression("hilt", "hilt"),
     **compression("none", "none"),
@@ -120,6 +121,11 @@ def encoder_for(name: str) -> str:
     return name.removeprefix(PRETRAIN).partition("-")[2] if name.startswith(PRETRAIN) else ""
 
 
+def texts_of(row: str) -> dict:
+    """Which patients and sources an experiment trains on, where these are not all."""
+    return {k: v for k, v in EXPERIMENTS[row].overrides.items() if k in ("data.share", "data.sources")}
+
+
 class Argus(Paper):
     name = "argus"
     config = Config
@@ -127,11 +133,12 @@ class Argus(Paper):
     main_input = "volume"
 
     def experiment(self, cfg: Config, name: str) -> Recipe:
-        """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, `encoder-<kind>-<row>`."""
+        """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, either with `-<row>`."""
         if name in EXPERIMENTS:
             return EXPERIMENTS[name]
-        if name == LM:
-            return Recipe({"model.objective": "language"}, score=False, encoder=None)
+        if name.startswith(LM):
+            texts = texts_of(name.removeprefix(f"{LM}-")) if name != LM else {}
+            return Recipe({"model.objective": "language", **texts}, score=False, encoder=None)
         kind, row = name.removeprefix(PRETRAIN).split("-")[0], encoder_for(name)
         data = {k: v for k, v in EXPERIMENTS[row].overrides.items() if k.startswith("data.")} if row else {}
         return Recipe({"model.objective": kind, **data}, score=False, encoder=None)
@@ -148,7 +155,8 @@ class Argus(Paper):
         experiment = self.experiment(cfg, name)
         if not (experiment.train and experiment.score) or experiment.after:
             return {}
-        runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
+        own_lm = f"{LM}-{base(name)}" if texts_of(base(name)) else LM
+        runs = {"model.backbone": own_lm} if cfg.reproduce.pretrain_lm else {}
         if experiment.encoder:
             own = f"-{base(name)}" if experiment.own_encoder else ""
             runs["model.encoder"] = f"{PRETRAIN}{experiment.encoder}{own}"
@@ -161,9 +169,9 @@ class Argus(Paper):
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one
             keys |= {k: v for k, v in self.of_tier(cfg, later).items() if k.startswith(("data.", "model."))}
-        epochs, steps = (self.stage(cfg, name, key) for key in ("epochs", "steps"))
+        epochs = self.stage(cfg, name, "epochs")
         if name in ("one-stage", "held-out"):  # as many updates as the two stages together
-            epochs, steps = (a + self.stage(cfg, ALIGN, k) for a, k in ((epochs, "epochs"), (steps, "steps")))
+            epochs, steps = self.both_stages(cfg, name)
             keys |= {"train.epochs": epochs, "train.steps": steps}
         fewer = experiment.overrides.get("data.share", 1)
         return keys | ({"train.epochs": epochs / fewer} if fewer < 1 else {})
@@ -174,6 +182,13 @@ class Argus(Paper):
         for prefix, keys in cfg.reproduce.overrides.items():
             found |= keys if name.startswith(prefix) else {}
         return found
+
+    def both_stages(self, cfg: Config, name: str) -> tuple[float, int]:
+        """Epochs and steps (0 = by epochs) of a run whose updates are those of stage 1 and of its own stage."""
+        own, first = ([self.stage(cfg, n, k) for k in ("epochs", "steps", "global_batch")] for n in (name, ALIGN))
+        if bool(own[1]) != bool(first[1]):
+            raise ValueError(f"reproduce.overrides: {name} needs steps, or epochs, of both stages")
+        return own[0] + first[0] * own[2] / first[2], own[1] + first[1]
 
     def stage(self, cfg: Config, name: str, key: str):
         """`train.<key>` of a run, as the tier gives it."""

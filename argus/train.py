@@ -66,7 +66,7 @@ class ArgusTrainer(Trainer):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {self.state.global_step}: lower train.lr or train.encoder_lr, "
-                "or look for broken volumes with `python -m argus.prep --check`"
+                "or look for broken volumes with `python -m argus.prep --config .. --check`"
             )
         return loss
 
@@ -200,7 +200,8 @@ def main(args: list[str] | None = None) -> Path:
         )
         (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
         shutil.rmtree(work)
-        print(f"trained: {cfg.run_dir}, {run['steps']} steps, last loss {run['loss_log'][-1:]}")
+        last = "".join(f", loss {entry['loss']:.3f} at step {entry['step']}" for entry in run["loss_log"][-1:])
+        print(f"trained: {cfg.run_dir}, {run['steps']} steps{last}")
     end_processes()
     return cfg.run_dir
 

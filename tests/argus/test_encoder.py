@@ -13,10 +13,10 @@ from argus.encoder import VitEncoder, grid_of, patchify, resize_kernel, resize_p
 SHAPE, PATCH, GRID = (8, 12, 16), (4, 4, 8), (2, 3, 2)
 
 
-def small(shape=SHAPE, patch=PATCH, depth=2, dropout=0.0, seed=0) -> VitEncoder:
+def small(shape=SHAPE, patch=PATCH, depth=2, seed=0) -> VitEncoder:
     """With weights large enough that every part of it shows in the output."""
     torch.manual_seed(seed)
-    model = VitEncoder(shape, patch, width=24, depth=depth, heads=3, mlp=40, dropout=dropout)
+    model = VitEncoder(shape, patch, width=24, depth=depth, heads=3, mlp=40)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
@@ -126,13 +126,6 @@ def test_checkpointing_recomputes_and_changes_nothing(monkeypatch):
     assert [n for n, *_ in found] == [2, 4]
     assert found[0][1] == found[1][1]
     assert all(torch.allclose(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
-
-
-def test_dropout_is_of_training_only():
-    model, volume = small(dropout=0.5), volumes()
-    assert torch.equal(model(volume)[0], model(volume)[0])
-    model.train()
-    assert not torch.equal(model(volume)[0], model(volume)[0])
 
 
 def test_another_shape_is_refused_unless_asked_for():

@@ -43,8 +43,8 @@ def vit(seed=0) -> VitEncoder:
     return VitEncoder(SHAPE, PATCH, width=48, depth=2, heads=4, mlp=96)
 
 
-def clip(projection=None) -> ClipModel:
-    return ClipModel(vit(), text_tower(8, 32, 1, 2, 8), projection)
+def clip() -> ClipModel:
+    return ClipModel(vit(), text_tower(8, 32, 1, 2, 8))
 
 
 def models() -> dict[str, torch.nn.Module]:
@@ -208,7 +208,7 @@ def clip_by_hand(model, inputs, same: set[tuple[int, int]]) -> float:
 
 
 def test_clip_loss_counts_no_report_as_a_negative_of_itself():
-    model = clip(16).eval()
+    model = clip().eval()
     inputs = batch(7)
     inputs["text_ids"] = torch.tensor([[1, 2, 4, 6], [1, 3, 4, 6], [1, 2, 5, 6], [1, 2, 4, 7], [1, 3, 5, 6],
                                        [1, 3, 5, 7], [1, 3, 5, 7]])  # fmt: skip
@@ -222,7 +222,7 @@ def test_clip_loss_counts_no_report_as_a_negative_of_itself():
 
 def test_two_processes_share_their_negatives(monkeypatch):
     """The loss of the joined batch is the mean of what the processes compute (gathering itself: test_gather.py)."""
-    model, inputs = clip(16).eval(), batch(8)
+    model, inputs = clip().eval(), batch(8)
     inputs["study"][5] = 1  # of the other process
     whole = model(**inputs).loss.item()
     parts = []
@@ -240,11 +240,11 @@ def test_two_processes_share_their_negatives(monkeypatch):
 
 
 def test_features_are_unit_rows_in_float32_under_autocast():
-    model, inputs = clip(16).eval(), batch(4)
+    model, inputs = clip().eval(), batch(4)
     with torch.autocast("cpu", torch.bfloat16):
         v, u = model.image(inputs["volume"]), model.text(inputs["text_ids"], inputs["text_mask"])
         assert model(**inputs).loss.dtype == torch.float32
-    assert v.dtype == u.dtype == torch.float32 and v.shape == u.shape == (4, 16)
+    assert v.dtype == u.dtype == torch.float32 and v.shape == u.shape == (4, 48)
     for rows in (v, u):
         assert torch.allclose(rows.norm(dim=-1), torch.ones(4), atol=1e-5)
 
@@ -280,7 +280,7 @@ def test_text_towers(tmp_path):
 def test_clip_learns_to_find_the_report_of_a_volume():
     volume, there = toy()
     ids, mask = reports(there)
-    model = clip(32)
+    model = clip()
     inputs = {"volume": volume, "text_ids": ids, "text_mask": mask, "study": torch.arange(len(ids))}
     fit(model, inputs, 130, lr=1.5e-3)
     texts = ids.unique(dim=0)

@@ -86,10 +86,11 @@ def test_every_experiment_has_options_that_parse(cfg):
         for started in ARGUS.starts_from(cfg, name).values():
             pretrained = arguments(cfg, started)
             assert pretrained.model.objective in ("language", "clip", "mae", "supervised")
-            if (
-                pretrained.model.objective != "language"
-            ):  # else a checkpoint of other sizes would be refused, or resized
-                assert pretrained.data.share == run.data.share and pretrained.data.slice_only == run.data.slice_only
+            assert pretrained.data.share == run.data.share
+            if pretrained.model.objective == "language":
+                assert pretrained.data.sources == run.data.sources
+            else:
+                assert pretrained.data.slice_only == run.data.slice_only
 
 
 def test_the_two_stages_differ_in_what_they_train_alone(cfg):
@@ -124,9 +125,25 @@ def test_arms_are_what_they_are_called(cfg):
     assert "from-" + ENCODER not in EXPERIMENTS, "the recipe itself is that arm"
 
 
+@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "paper"])
+def test_one_stage_has_as_many_updates_as_two(name):
+    cfg = parse([f"--config=argus/configs/{name}.yaml"])
+
+    def updates(run: str, volumes: int = 12_800) -> float:
+        t = arguments(cfg, run).train
+        return t.steps or t.epochs * volumes / t.global_batch
+
+    both = updates("align-argus") + updates("argus")
+    assert updates("one-stage") == updates("held-out") == pytest.approx(both)
+    mixed = replace(cfg, train=replace(cfg.train, steps=0), reproduce=replace(cfg.reproduce, overrides=OVERRIDES))
+    with pytest.raises(ValueError, match=r"one-stage needs steps, or epochs, of both stages"):
+        run_arguments(ARGUS, mixed, "one-stage", 0)
+
+
 def test_fewer_patients_hold_for_every_stage_with_as_many_updates(cfg):
-    for name in ("encoder-clip-data-10", "align-data-10", "data-10"):
+    for name in ("lm-data-10", "encoder-clip-data-10", "align-data-10", "data-10"):
         assert arguments(cfg, name).data.share == 0.1, name
+    assert arguments(cfg, "align-data-10").model.backbone.endswith("lm-data-10/seed0/checkpoint")
     assert arguments(cfg, "align-data-10").model.encoder.endswith(f"encoder-{ENCODER}-data-10/seed0/checkpoint")
     assert arguments(cfg, "data-10").train.steps == arguments(cfg, "argus").train.steps == 200
     assert arguments(cfg, "align-data-10").train.steps == 60
@@ -150,6 +167,8 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
 def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
     held, scored = arguments(cfg, "held-out"), arguments(cfg, "held-out-scored", seed=1)
     assert scored.data.sources == ["inspect"] and "inspect" not in held.data.sources
+    assert held.model.backbone.endswith("lm-held-out/seed0/checkpoint")
+    assert "inspect" not in arguments(cfg, "lm-held-out").data.sources, "nor has its language model read them"
     assert scored.eval.checkpoint.endswith("held-out/seed1/checkpoint")
     assert arguments(cfg, "one-stage-scored").data == scored.data
     assert held.train.steps == arguments(cfg, "one-stage").train.steps
