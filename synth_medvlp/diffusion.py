@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from shared.runs.config import hash_of
+
 SHIPPED = Path(__file__).parent / "weights" / "image"
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpmsolver": "DPMSolverMultistepScheduler"}
 BLANK = 4.0  # grey levels; standard deviation below which a picture shows nothing
@@ -58,6 +60,7 @@ class Generator:
     def __init__(self, cfg: ImageConfig, size: int):
         import torch
         from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging
 
         import synth_medvlp.blocks  # noqa: F401  (diffusers loads our class only where it is imported already)
 
@@ -72,6 +75,8 @@ class Generator:
                 f"{SHIPPED}: no weights; make them with `python -m synth_medvlp.train_diffusion --out {SHIPPED} "
                 "--patients 4000 --seed 11 --level middle`, or name another image.checkpoint"
             )
+        logging.set_verbosity_error()  # cut prompts are counted by us
+        logging.disable_progress_bar()
         try:
             self.pipeline = StableDiffusionPipeline.from_pretrained(
                 checkpoint, revision=cfg.revision, dtype=getattr(torch, cfg.dtype), safety_checker=None,
@@ -89,6 +94,9 @@ class Generator:
 
     @property
     def name(self) -> str:
+        """With what tells its weights apart: of the shipped ones, the hashes that their README lists."""
+        if self.cfg.checkpoint == "shipped":
+            return f"shipped@{hash_of((SHIPPED / 'README.md').read_text())}"
         return self.cfg.checkpoint + (f"@{self.cfg.revision}" if self.cfg.revision else "")
 
     def lost_tokens(self, prompts: Sequence[str]) -> list[int]:

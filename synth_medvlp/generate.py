@@ -115,12 +115,20 @@ def reports(cfg: Config) -> tuple[list[dict], dict]:
 def images(cfg: Config, prompts: list[str]) -> tuple[np.ndarray, list[dict], dict]:
     """S5 and S6: an image per prompt, drawn again where the check finds a defect; records say what was accepted."""
     audit, a = audited(cfg), cfg.audit
-    parts = [hash_of(prompts), asdict(cfg.image), asdict(a), cfg.data.size_px, packing.fingerprint(audit.bad_features)]
+    made_by = generator(cfg.image, cfg.data.size_px)
+    parts = [
+        hash_of(prompts),
+        asdict(cfg.image),
+        made_by.name,
+        asdict(a),
+        cfg.data.size_px,
+        packing.fingerprint(audit.bad_features),
+    ]
     folder = stage_folder("images", *parts)
     made, records, stats = check_images(
         prompts,
         list(range(len(prompts))),
-        generator(cfg.image, cfg.data.size_px),
+        made_by,
         audit.screener if cfg.image.check else None,
         audit.bad_features,
         cfg.image,
