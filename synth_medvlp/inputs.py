@@ -74,5 +74,7 @@ def expand(names: list[str], scorers: tuple[str, ...]) -> list[Input]:
         varied = {"": (*SETS, *scorers), "grounding": SETS}.get(kind, ())
         if what != "image" or control not in CONTROLS.get(kind, ()) or variation not in ("", *varied):
             raise ValueError(f"eval.inputs: {name!r} is none of the inputs listed in synth_medvlp/inputs.py")
+        if kind in ("linear", "finetune") and not control and f"{name}~val" in names:
+            raise ValueError(f"eval.inputs: {name}~val scores the test part too; leave {name!r} out")
         found.append(Input(name, control, kind, variation))
     return found

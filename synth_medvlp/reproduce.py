@@ -62,8 +62,8 @@ EXPERIMENTS = {
     # the same weights, evaluated otherwise
     **{f"prompts-{name}": evaluation(name, ("image+name", "image+description", "image+pair")) for name in REGIMES},
     **downstream("ground", "grounding:image", "grounding:image~shuffled", "grounding:image~prior"),
-    **downstream("linear", "linear:image", "linear:image~val"),
-    **downstream("finetune", "finetune:image", "finetune:image~val"),
+    **downstream("linear", "linear:image~val"),
+    **downstream("finetune", "finetune:image~val"),
     **downstream("segment", "segment:image"),
     **downstream("gloria-ground", "grounding:image", of=tuple(f"gloria-{name}" for name in REGIMES)),
 }

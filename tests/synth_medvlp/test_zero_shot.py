@@ -135,6 +135,8 @@ def test_unknown_inputs_are_refused_by_name():
     for wrong in ("ecg", "image~flipped", "segment:image~zeroed", "image+long", "probe:image", "linear:image+name"):
         with pytest.raises(ValueError, match=r"eval\.inputs") as error:
             expand([wrong], SCORERS)
+    with pytest.raises(ValueError, match="scores the test part too"):
+        expand(["linear:image", "linear:image~val"], SCORERS)
         assert wrong in str(error.value)
 
 
@@ -152,7 +154,7 @@ OPTIONS = [
     "--eval.segment.width=4", '--eval.finetune.tasks=["siim"]', "--eval.finetune.epochs=1",
     "--eval.finetune.ratios=[0.2,1.0]", "--eval.finetune.draws=2",
 ]  # fmt: skip
-INPUTS = ["image", "image~val", "linear:image", "finetune:image", "grounding:image", "segment:image"]
+INPUTS = ["image", "image~val", "linear:image~val", "finetune:image~val", "grounding:image", "segment:image"]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,8 @@ def scored(args):
 def test_one_call_writes_predictions_masks_labels_and_metrics(args, scored):
     table, masks = (pd.read_parquet(scored / f"{n}.parquet") for n in ("predictions", "masks"))
     labels, metrics = pd.read_parquet(scored / "labels.parquet"), json.loads((scored / "metrics.json").read_text())
-    few = [f"{k}:image {r}" for k in ("linear", "finetune") for r in ("0.2 #0", "0.2 #1", "1 #0")]
+    ratios, kinds = ("0.2 #0", "0.2 #1", "1 #0"), ("linear", "finetune")
+    few = [f"{k}:image{v} {r}" for k in kinds for v in ("", "~val") for r in ratios]
     assert set(table.input) == {"image", "image~val", *few}
     assert set(masks.input) == {"grounding:image", "segment:image 1 #0"}
     assert set(metrics["metrics"]) == set(table.input) | set(masks.input)
