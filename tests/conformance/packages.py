@@ -66,8 +66,8 @@ PACKAGES = {
     ),
     "argus": Package(
         name="argus",
-        train=(_SMALL_LM,),
-        no_norm=(_SMALL_LM,),
+        train=(_SMALL_LM, "--data.n_train=48"),
+        no_norm=(_SMALL_LM, "--data.n_train=48"),
         blow_up=("--train.lr=1e30", "--train.encoder_lr=1e30"),
         frozen=("--model.backbone={backbone}",),
         frozen_from="lm",
