@@ -17,8 +17,8 @@ from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import ModelOutput
 
 from argus.encoder import VitEncoder, blocks, draw_weights, patchify, run, weight_std
-from argus.gather import gather, rank
 from shared.metrics.ct_findings import CT_RATE_LABELS
+from shared.runs.processes import gather, rank
 
 log = logging.getLogger(__name__)
 

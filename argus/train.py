@@ -32,9 +32,10 @@ from argus.data import (
 from argus.model import PRETRAIN, ArgusModel
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
-from argus.runs import end_processes, quiet
+from argus.runs import quiet
 from shared.runs.config import dump
 from shared.runs.facts import finished, run_json
+from shared.runs.processes import end_processes
 
 
 class ArgusTrainer(Trainer):

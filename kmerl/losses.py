@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from shared.runs.processes import gather, rank, world
+
 
 def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
     """SUM of the two directions (as published, not their mean) of InfoNCE between unit rows a and b, both [B, d].
@@ -17,7 +19,7 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tens
     """
     with torch.autocast(a.device.type, enabled=False):  # 8 bits of mantissa are too few for cosines / 0.07
         a, b = a.float(), b.float()
-        target = torch.arange(len(a), device=a.device) + len(a) * _rank()
+        target = torch.arange(len(a), device=a.device) + len(a) * rank()
         from_a = F.cross_entropy(a @ gather(b).T / temperature, target)
         return from_a + F.cross_entropy(b @ gather(a).T / temperature, target)
 
@@ -32,40 +34,11 @@ def entity_bce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         target = labels.clamp(min=0).float()
         total = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * known).sum()
         count = known.sum().float()
-        if _world() > 1:
+        if world() > 1:
             dist.all_reduce(count)
-        return total * _world() / count.clamp(min=1)
+        return total * world() / count.clamp(min=1)
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     """Rows of unit length, in float32."""
     return F.normalize(x.float(), dim=-1)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of all processes. The gradient of a process's rows is the sum of what all processes ask of them."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(x) for _ in range(_world())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(_world())[_rank()]
-
-
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """x [B, d] of every process -> [W * B, d], in the order of ranks, with gradients; x itself in a single process."""
-    return _Gather.apply(x) if _world() > 1 else x
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world() > 1 else 0

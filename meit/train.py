@@ -23,9 +23,10 @@ from meit.encoder import EncoderConfig, EncoderForWords
 from meit.instructions import instruction_pool
 from meit.model import MeitModel
 from meit.prep import prepare
-from meit.runs import end_processes, quiet
+from meit.runs import quiet
 from shared.runs.config import dump
 from shared.runs.facts import finished, run_json
+from shared.runs.processes import end_processes
 
 
 class MeitTrainer(Trainer):

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from shared.runs.processes import gather, rank, world
+
 MAX_POS_WEIGHT = 20.0
 
 
@@ -84,34 +86,3 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tens
 def unit(x: torch.Tensor) -> torch.Tensor:
     """Rows of unit length, in float32."""
     return F.normalize(x.float(), dim=-1)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of all processes. The gradient of a process's rows is the sum of what all processes ask of them."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(x) for _ in range(world())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(world())[rank()]
-
-
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """x [B, ...] of every process -> [W * B, ...], in the order of ranks, with gradients; x itself in one process."""
-    return _Gather.apply(x) if world() > 1 else x
-
-
-def world() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process."""
-    return dist.get_rank() if world() > 1 else 0

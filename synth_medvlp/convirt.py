@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from synth_medvlp.gather import gather, rank
+from shared.runs.processes import gather, rank
 
 
 class LinearLast(nn.Linear):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from synth_medvlp.gather import gather, rank, widest
+from shared.runs.processes import gather, rank, widest
 
 EPS = 1e-8  # smallest product of norms in a cosine
 CHUNK = 2**20  # similarities of (image, text, word, region) held at a time

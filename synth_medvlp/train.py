@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from shared.runs.config import dump
 from shared.runs.facts import finished, run_json
+from shared.runs.processes import end_processes
 from synth_medvlp.config import Config, parse
 from synth_medvlp.data import Collator, PairDataset
 from synth_medvlp.model import VlpModel, tokeniser_of
@@ -150,8 +151,7 @@ def main(args: list[str] | None = None) -> Path:
         losses = [f"{entry['loss']:.3f}" for entry in run["loss_log"]] or ["none, not trained"]
         loss = " -> ".join(dict.fromkeys((losses[0], losses[-1])))
         print(f"trained: {cfg.run_dir}, {run['steps']} steps, loss {loss}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
+    end_processes()
     return cfg.run_dir
 
 

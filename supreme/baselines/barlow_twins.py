@@ -3,8 +3,8 @@ ICML 2021, eq. 1 and 2. The cross-correlation of two views' projections is to be
 
 import torch
 
+from shared.runs.processes import gather
 from supreme.baselines.common import SslModel
-from supreme.losses import gather
 
 
 class BarlowTwins(SslModel):

@@ -5,8 +5,9 @@
 import torch
 from torch.nn import functional as F
 
+from shared.runs.processes import gather, rank
 from supreme.baselines.common import SslModel
-from supreme.losses import gather, rank, unit
+from supreme.losses import unit
 
 
 class SimClr(SslModel):

@@ -221,7 +221,7 @@ def test_clip_loss_counts_no_report_as_a_negative_of_itself():
 
 
 def test_two_processes_share_their_negatives(monkeypatch):
-    """The loss of the joined batch is the mean of what the processes compute (gathering itself: test_gather.py)."""
+    """The loss of the joined batch is the mean of what the processes compute (gathering itself: tests/shared)."""
     model, inputs = clip().eval(), batch(8)
     inputs["study"][5] = 1  # of the other process
     whole = model(**inputs).loss.item()

@@ -1,6 +1,6 @@
-"""Rows of all processes, with gradients: every report of the global batch is a negative (reference: arm `clip`).
+"""The processes of one run: how many, rows of all of them with gradients, and their end. Serves every package.
 
-A process contributes its share of the loss so that the MEAN over processes of losses and gradients (what DDP and
+A process contributes its share of a loss so that the MEAN over processes of losses and gradients (what DDP and
 DeepSpeed take) equals one process with the joined batch.
 """
 
@@ -35,5 +35,20 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
-    """x [B, ...] of every process -> [W * B, ...] in the order of ranks; x itself in one process. B must agree."""
+    """x [B, ...] of every process -> [W * B, ...] in the order of ranks; x itself in one process. Shapes must agree."""
     return _Gather.apply(x) if world() > 1 else x
+
+
+def widest(n: int, device: torch.device) -> int:
+    """The largest n of all processes."""
+    if world() == 1:
+        return n
+    most = torch.tensor(n, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
+def end_processes() -> None:
+    """Leave the process group, if there is one: its threads must not outlive the interpreter, which would abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""argus/gather.py: two processes give the loss and the gradient of one with the joined batch."""
+"""shared/runs/processes.py: two processes give the loss and the gradient of one with the joined batch."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from argus.gather import gather, rank, world
+from shared.runs.processes import gather, rank, world
 
 N = 3  # rows of each process
 
