@@ -5,9 +5,9 @@
 
 Every file is checked against the release's SHA256SUMS.txt (or pinned checksums, or those that the hub lists) before it
 gets its final name. A file grows as `NAME.part` and continues there with an HTTP Range request after a cut; a file that
-arrives complete but wrong is fetched once more from the start. `.verified.tsv` in the data set's folder remembers what was verified (checksum,
-size, time of change), so a second run hashes nothing again. Licence, size and citation are printed before the first
-byte.
+arrives complete but wrong is fetched once more from the start. `.verified.tsv` in the data set's folder remembers what
+was verified (checksum, size, time of change), so a second run hashes nothing again. Licence, size and citation are
+printed before the first byte.
 """
 
 import argparse
