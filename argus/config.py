@@ -35,6 +35,7 @@ class DataConfig:
     split_seed: int = 0
     max_tokens: int = 1024  # prompt + report; the visual tokens have a budget of their own (trap 14)
     share: float = 1.0  # of the training patients; smaller shares are subsets of larger ones
+    texts: dict[str, int] = field(default_factory=dict)  # objective language: further simulated patients per source
     n_train: int = 0  # use only the first n training records; 0 = all
     n_test: int = 0  # score only the first n test records; 0 = all
     slice_only: bool = False  # 2-D control: the middle slice in place of every slice
@@ -47,6 +48,8 @@ class DataConfig:
         unknown = sorted(set(self.rules) - {f.name for f in fields(Rules)})
         if unknown:
             raise ValueError(f"data.rules: unknown key(s) {unknown}; known: {[f.name for f in fields(Rules)]}")
+        if unknown := sorted(set(self.texts) - set(SECTIONS)):
+            raise ValueError(f"data.texts: unknown source(s) {unknown}; choose among {', '.join(SECTIONS)}")
         if not 0 < self.share <= 1:
             raise ValueError(f"data.share: {self.share} is no share of the training patients; 0 < share <= 1")
 

@@ -71,12 +71,26 @@ def read_volumes(prepared: Prepared, rows, slice_only: bool = False) -> torch.Te
     return volume
 
 
-class ReportDataset(Dataset):
-    """Volume-report pairs of one part of the split, tokenised once.
+def examples_of(prompts: list[list[int]], reports: list[str], max_tokens: int, tokenizer) -> tuple[list, int]:
+    """[(input_ids, labels)], one per report, and how many reports had to be cut.
 
     Prompt and report are tokenised apart and the ids joined, so the loss mask is exact: loss on report and end token
-    only. Reports longer than the window keep their end token; `n_truncated` counts them. `reports` stay whole.
+    only. Reports longer than the window of max_tokens keep their end token.
     """
+    examples, n_truncated = [], 0
+    for prompt, report in zip(prompts, tokenizer(reports, add_special_tokens=False).input_ids, strict=True):
+        room = max_tokens - len(prompt) - 1
+        if room < 1:
+            raise ValueError(f"data.max_tokens: {max_tokens} leaves no room after a prompt of {len(prompt)}")
+        n_truncated += len(report) > room
+        report = [*report[:room], tokenizer.eos_token_id]
+        examples.append((prompt + report, [IGNORE] * len(prompt) + report))
+    return examples, n_truncated
+
+
+class ReportDataset(Dataset):
+    """Volume-report pairs of one part of the split, tokenised once; `n_truncated` counts the reports that were cut,
+    `reports` stay whole."""
 
     def __init__(self, prepared: Prepared, part: str, data: DataConfig, tokenizer, limit: int = 0):
         self.records: pd.DataFrame = prepared.records(part).head(limit or None)
@@ -84,17 +98,9 @@ class ReportDataset(Dataset):
             raise ValueError(f"data: the part '{part}' holds no record; ask for more patients or another data.share")
         self.reports = self.records.target.tolist()
         self.prepared, self.part = prepared, part
-        ids = tokenizer(self.reports, add_special_tokens=False).input_ids
         prompts = {section: prompt_ids(section, tokenizer) for section in self.records.section.unique()}
-        self.examples, self.n_truncated = [], 0
-        for section, report in zip(self.records.section, ids, strict=True):
-            prompt = prompts[section]
-            room = data.max_tokens - len(prompt) - 1
-            if room < 1:
-                raise ValueError(f"data.max_tokens: {data.max_tokens} leaves no room after a prompt of {len(prompt)}")
-            self.n_truncated += len(report) > room
-            report = [*report[:room], tokenizer.eos_token_id]
-            self.examples.append((prompt + report, [IGNORE] * len(prompt) + report))
+        of_row = [prompts[section] for section in self.records.section]
+        self.examples, self.n_truncated = examples_of(of_row, self.reports, data.max_tokens, tokenizer)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -117,15 +123,17 @@ def mask_of(items: list[dict], key: str) -> torch.Tensor:
 
 
 class Collator:
-    """input_ids, attention_mask, labels [B, L], padded on the right, and volume [B, 1, D, H, W] from the store."""
+    """input_ids, attention_mask, labels [B, L], padded on the right, and volume [B, 1, D, H, W] from the store.
 
-    def __init__(self, prepared: Prepared, pad_id: int, slice_only: bool = False, with_volume: bool = True):
-        self.prepared, self.pad_id, self.slice_only, self.with_volume = prepared, pad_id, slice_only, with_volume
+    prepared: null for a model that sees no volume."""
+
+    def __init__(self, prepared: Prepared | None, pad_id: int, slice_only: bool = False):
+        self.prepared, self.pad_id, self.slice_only = prepared, pad_id, slice_only
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         batch = {"input_ids": pad_right(items, "input_ids", self.pad_id), "labels": pad_right(items, "labels", IGNORE)}
         batch["attention_mask"] = mask_of(items, "input_ids")
-        if self.with_volume:
+        if self.prepared is not None:
             batch["volume"] = read_volumes(self.prepared, [item["row"] for item in items], self.slice_only)
         return batch
 

@@ -35,13 +35,13 @@ ENGLISH = frozenset("the of and is are in with at there was were not to on for w
 class Rules:
     """What enters the benchmark. All values are ours: the paper's are not established.
 
-    findings_and_impression: CT-RATE's target holds both sections. min_words: shorter targets are dropped.
+    ct_rate: section of CT-RATE that is the target: findings, impression or both. min_words: shorter targets are dropped.
     long_impression_words: longer impressions are flagged, not dropped (some are whole notes). min_slices,
     min_extent_mm: less is no chest. max_extent_mm: more is flagged, not dropped. train_reconstructions: volumes kept
     per CT-RATE scan for training (validation and test keep one). language: of BIMCV-R's text, "en" or "es".
     """
 
-    findings_and_impression: bool = False
+    ct_rate: str = "findings"
     min_words: int = 5
     long_impression_words: int = 200
     min_slices: int = 32
@@ -49,6 +49,20 @@ class Rules:
     max_extent_mm: float = 600.0
     train_reconstructions: int = 1
     language: str = "en"
+
+    def __post_init__(self):
+        if self.ct_rate not in ("findings", "impression", "both"):
+            raise ValueError(f"data.rules: ct_rate '{self.ct_rate}' is none of findings, impression, both")
+
+    def section(self, source: str) -> str:
+        """Whose prompt and style a source's target has: a key of `data.PROMPTS`."""
+        return "impression" if source == "ct-rate" and self.ct_rate == "impression" else SECTIONS[source]
+
+    def target(self, source: str, findings: str, impression: str) -> str:
+        """The text to write."""
+        if source == "ct-rate" and self.ct_rate == "both":
+            return clean(f"{findings} {impression}")
+        return clean(impression if self.section(source) == "impression" else findings)
 
 
 def build(
@@ -84,12 +98,12 @@ def _source(source: str, root: Path, rules: Rules, seed: int, workers: int) -> t
     left_out, found = table.attrs.get("warnings", {}), len(table)
     table.attrs = {}
     dropped: Counter = Counter()
-    table["source"], table["section"] = source, SECTIONS[source]
+    table["source"], table["section"] = source, rules.section(source)
     table["part"] = loader.split(table, seed)  # before any drop: a rule must not move a patient between the parts
     parts_of = table.groupby("patient_id").part.nunique()
     if (parts_of > 1).any():
         raise ValueError(f"{source}: patient {parts_of.index[parts_of > 1][0]} is in two parts of the split")
-    table["target"] = [_target(source, row, rules) for row in table.itertuples()]
+    table["target"] = [rules.target(source, row.findings, row.impression) for row in table.itertuples()]
     table["n_words"] = table.target.str.split().str.len().astype(int)
     table = _drop(table, table.flag.where(table.flag != "", None), dropped)
     table = _drop(table, [_text_reason(row, rules) for row in table.itertuples()], dropped)
@@ -128,14 +142,6 @@ def looks_spanish(text: str) -> bool:
     """Whether Spanish function words outnumber English ones: reports that the machine left untranslated."""
     words = Counter(WORD.findall(text.lower()))
     return sum(words[w] for w in SPANISH) > sum(words[w] for w in ENGLISH)
-
-
-def _target(source: str, row, rules: Rules) -> str:
-    if source == "inspect":
-        return clean(row.impression)
-    if source == "ct-rate" and rules.findings_and_impression:
-        return clean(f"{row.findings} {row.impression}")
-    return clean(row.findings)
 
 
 def _text_reason(row, rules: Rules) -> str | None:

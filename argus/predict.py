@@ -20,7 +20,7 @@ from argus.compress import Grouped, small_grid
 from argus.data import PROMPTS, load_tokenizer, prompt_batch
 from argus.figures import draw_planes
 from argus.hilt import Hilt
-from argus.manifest import SECTIONS
+from argus.manifest import Rules
 from argus.model import ArgusModel
 from argus.prep import HU
 from argus.runs import quiet
@@ -93,7 +93,7 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     if run["model"]["objective"] != "report":
         raise SystemExit(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
                          "volumes; take one of objective 'report'")  # fmt: skip
-    section = section or SECTIONS[run["data"]["sources"][0]]
+    section = section or Rules(**run["data"]["rules"]).section(run["data"]["sources"][0])
     tokenizer, model = load_tokenizer(str(checkpoint)), ArgusModel.from_pretrained(checkpoint).eval()
     seen = prepared_as(volume, run["data"])
     x = torch.from_numpy(seen.hu.astype(np.float32))[None, None] / HU

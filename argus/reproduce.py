@@ -1,7 +1,6 @@
 """Argus's experiments, and how they are scored and shown: `make reproduce-argus`. The engine is `shared.runs`.
 
-    lm                      a small language model on report text, where the tier has no pre-trained one;
-                            lm-<row> for a row with fewer patients or sources, which reads only their reports
+    lm                      a small language model on text alone, where the tier has no pre-trained one
     encoder-<kind>          the ViT, pre-trained (mae | clip | supervised); once for all experiments and seeds
     align-<name>            stage 1: compressor and projector, ViT and LLM frozen
     <name>                  stage 2, from `align-<name>`: ViT, projector and LoRA
@@ -121,11 +120,6 @@ def encoder_for(name: str) -> str:
     return name.removeprefix(PRETRAIN).partition("-")[2] if name.startswith(PRETRAIN) else ""
 
 
-def texts_of(row: str) -> dict:
-    """Which patients and sources an experiment trains on, where these are not all."""
-    return {k: v for k, v in EXPERIMENTS[row].overrides.items() if k in ("data.share", "data.sources")}
-
-
 class Argus(Paper):
     name = "argus"
     config = Config
@@ -133,12 +127,11 @@ class Argus(Paper):
     main_input = "volume"
 
     def experiment(self, cfg: Config, name: str) -> Recipe:
-        """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, either with `-<row>`."""
+        """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, `encoder-<kind>-<row>`."""
         if name in EXPERIMENTS:
             return EXPERIMENTS[name]
-        if name.startswith(LM):
-            texts = texts_of(name.removeprefix(f"{LM}-")) if name != LM else {}
-            return Recipe({"model.objective": "language", **texts}, score=False, encoder=None)
+        if name == LM:
+            return Recipe({"model.objective": "language"}, score=False, encoder=None)
         kind, row = name.removeprefix(PRETRAIN).split("-")[0], encoder_for(name)
         data = {k: v for k, v in EXPERIMENTS[row].overrides.items() if k.startswith("data.")} if row else {}
         return Recipe({"model.objective": kind, **data}, score=False, encoder=None)
@@ -155,8 +148,7 @@ class Argus(Paper):
         experiment = self.experiment(cfg, name)
         if not (experiment.train and experiment.score) or experiment.after:
             return {}
-        own_lm = f"{LM}-{base(name)}" if texts_of(base(name)) else LM
-        runs = {"model.backbone": own_lm} if cfg.reproduce.pretrain_lm else {}
+        runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
         if experiment.encoder:
             own = f"-{base(name)}" if experiment.own_encoder else ""
             runs["model.encoder"] = f"{PRETRAIN}{experiment.encoder}{own}"

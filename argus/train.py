@@ -29,6 +29,7 @@ from argus.data import (
     read_volumes,
     train_tokenizer,
 )
+from argus.language import LanguageDataset, drawn_reports, texts_hash
 from argus.model import PRETRAIN, ArgusModel
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
@@ -128,9 +129,17 @@ def tokenizer_of(cfg: Config, prepared: Prepared) -> PreTrainedTokenizerBase:
     return train_tokenizer(prepared.records("train").target.tolist())
 
 
-def build(cfg: Config, prepared: Prepared) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Dataset, object]:
-    """Model, tokenizer (None where no text is read), training set and collator of the objective."""
+def build(
+    cfg: Config, prepared: Prepared | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Dataset, object]:
+    """Model, tokenizer (None where no text is read), training set and collator of the objective. prepared: None for
+    language, which reads text alone."""
     m, d = cfg.model, cfg.data
+    if m.objective == "language":
+        texts = drawn_reports(d)
+        tokenizer = train_tokenizer(texts.target.tolist())
+        train_set = LanguageDataset(texts, d, tokenizer, cfg.seed)
+        return ArgusModel.build(m, d.shape, tokenizer), tokenizer, train_set, Collator(None, tokenizer.pad_token_id)
     tokenizer = tokenizer_of(cfg, prepared) if m.objective not in ("mae", "supervised") else None
     if m.objective in PRETRAIN:
         train_set = PretrainDataset(prepared, "train", tokenizer, m.text_tokens, d.n_train)
@@ -142,11 +151,11 @@ def build(cfg: Config, prepared: Prepared) -> tuple[PreTrainedModel, PreTrainedT
     else:
         model = ArgusModel.build(m, d.shape, tokenizer)
     train_set = ReportDataset(prepared, "train", d, tokenizer, limit=d.n_train)
-    collator = Collator(prepared, tokenizer.pad_token_id, d.slice_only, with_volume=model.encoder is not None)
-    return model, tokenizer, train_set, collator
+    seen = prepared if model.encoder is not None else None
+    return model, tokenizer, train_set, Collator(seen, tokenizer.pad_token_id, d.slice_only)
 
 
-def fit_input(cfg: Config, encoder, train_set: Dataset, prepared: Prepared) -> None:
+def fit_input(cfg: Config, encoder, train_set: Dataset, prepared: Prepared | None) -> None:
     """A ViT that standardises its input learns how from the training volumes, where no earlier stage did."""
     if encoder is None or not cfg.model.standardise or cfg.model.encoder or cfg.train.init:
         return
@@ -158,15 +167,17 @@ def main(args: list[str] | None = None) -> Path:
     """Train, save `checkpoint/`, write `run.json`; returns the run's folder."""
     quiet()
     cfg = parse(args)
-    prepared = prepare(cfg.data)
-    if finished(cfg, prepared.data_hash):
+    text_only = cfg.model.objective == "language"
+    prepared = None if text_only else prepare(cfg.data)
+    data_hash = texts_hash(cfg.data) if text_only else prepared.data_hash
+    if finished(cfg, data_hash):
         print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
     model, tokenizer, train_set, collator = build(cfg, prepared)
     fit_input(cfg, model.encoder, train_set, prepared)
-    work = cfg.run_dir / f"work-{cfg.digest()}-{prepared.data_hash}"  # another config never resumes from it
+    work = cfg.run_dir / f"work-{cfg.digest()}-{data_hash}"  # another config never resumes from it
     trainer = ArgusTrainer(
         model=model,
         args=arguments(cfg, work, int(os.environ.get("WORLD_SIZE", 1))),
@@ -191,9 +202,9 @@ def main(args: list[str] | None = None) -> Path:
             cfg,
             trainer,
             wall_s,
-            data_hash=prepared.data_hash,
-            split_sha256=prepared.split_sha256,
-            source=prepared.source,
+            data_hash=data_hash,
+            split_sha256="" if text_only else prepared.split_sha256,
+            source="simulated" if text_only else prepared.source,
             n_train=len(train_set),
             n_visual=getattr(getattr(model, "compressor", None), "n_tokens", 0),
             peak_gpu_mb=torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0,

@@ -128,7 +128,7 @@ def test_batches_are_padded_on_the_right_with_masks(prepared, tokenizer):
     assert (batch["labels"][0, lengths[0] :] == IGNORE).all()
     assert (batch["input_ids"][0, lengths[0] :] == tokenizer.pad_token_id).all()
     np.testing.assert_array_equal(batch["volume"], prepared.values[[0, 2]])
-    text_only = Collator(prepared, tokenizer.pad_token_id, with_volume=False)([dataset[0]])
+    text_only = Collator(None, tokenizer.pad_token_id)([dataset[0]])
     assert sorted(text_only) == ["attention_mask", "input_ids", "labels"]
 
 

@@ -135,7 +135,7 @@ def test_targets(built, roots):
 
 def test_findings_and_impression(tmp_path):
     root = ct_rate(tmp_path, NAMES[:4] + NAMES[-1:], Impressions_EN={"train_1_a_1": "Normal chest."})
-    manifest, _ = build({"ct-rate": root}, Rules(findings_and_impression=True))
+    manifest, _ = build({"ct-rate": root}, Rules(ct_rate="both"))
     target = manifest.set_index("volume_id").target
     assert target["train_1_a_1"] == f"{TEXT} Normal chest."
     assert target["train_2_a_1"] == TEXT

@@ -86,10 +86,8 @@ def test_every_experiment_has_options_that_parse(cfg):
         for started in ARGUS.starts_from(cfg, name).values():
             pretrained = arguments(cfg, started)
             assert pretrained.model.objective in ("language", "clip", "mae", "supervised")
-            assert pretrained.data.share == run.data.share
-            if pretrained.model.objective == "language":
-                assert pretrained.data.sources == run.data.sources
-            else:
+            if pretrained.model.objective != "language":
+                assert pretrained.data.share == run.data.share
                 assert pretrained.data.slice_only == run.data.slice_only
 
 
@@ -141,9 +139,8 @@ def test_one_stage_has_as_many_updates_as_two(name):
 
 
 def test_fewer_patients_hold_for_every_stage_with_as_many_updates(cfg):
-    for name in ("lm-data-10", "encoder-clip-data-10", "align-data-10", "data-10"):
+    for name in (f"encoder-{ENCODER}-data-10", "align-data-10", "data-10"):
         assert arguments(cfg, name).data.share == 0.1, name
-    assert arguments(cfg, "align-data-10").model.backbone.endswith("lm-data-10/seed0/checkpoint")
     assert arguments(cfg, "align-data-10").model.encoder.endswith(f"encoder-{ENCODER}-data-10/seed0/checkpoint")
     assert arguments(cfg, "data-10").train.steps == arguments(cfg, "argus").train.steps == 200
     assert arguments(cfg, "align-data-10").train.steps == 60
@@ -167,8 +164,9 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
 def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
     held, scored = arguments(cfg, "held-out"), arguments(cfg, "held-out-scored", seed=1)
     assert scored.data.sources == ["inspect"] and "inspect" not in held.data.sources
-    assert held.model.backbone.endswith("lm-held-out/seed0/checkpoint")
-    assert "inspect" not in arguments(cfg, "lm-held-out").data.sources, "nor has its language model read them"
+    for tier in ("smoke", "gpu"):
+        texts = parse(["--config", f"argus/configs/{tier}.yaml"]).reproduce.overrides["lm"]["data.texts"]
+        assert "inspect" not in texts, "nor has the language model read such reports"
     assert scored.eval.checkpoint.endswith("held-out/seed1/checkpoint")
     assert arguments(cfg, "one-stage-scored").data == scored.data
     assert held.train.steps == arguments(cfg, "one-stage").train.steps

@@ -35,11 +35,14 @@ N_FILES, N_VOLUMES, N_ROUNDS = 2, 8, 3
 GOAL = 3.0
 # Forward passes of one 512x512x256 volume: patch D, H, W -> operations (reference: token arithmetic, without patches).
 WHOLE = {"16,32,32": 1.31e12, "16,16,16": 12.7e12}
+LLAMA_3B = {"hidden_size": 3072, "layers": 28, "heads": 24, "kv_heads": 8, "intermediate_size": 8192,
+            "vocab_size": 128_256, "tie_word_embeddings": True}  # fmt: skip
 
 
 def run() -> list[Row]:
     """All rows; several minutes on two cores, 3 GB of memory, 0.4 GB of temporary disk."""
-    return [*preparing(), *steps(), loading(), *(whole_volume(patch) for patch in WHOLE)]
+    rows = [*preparing(), *steps(), loading(), *(whole_volume(patch) for patch in WHOLE)]
+    return rows + [whole_training(patch) for patch in (*WHOLE, "4,16,16") if torch.cuda.is_available()]
 
 
 # --- preparing --------------------------------------------------------------------------------------------------------
@@ -158,8 +161,16 @@ def whole_volume(patch: str) -> Row:
     return Row(name, found["seconds"], "s", reference)
 
 
+def whole_training(patch: str) -> Row:
+    """A training step on one 512x512x256 volume: ViT-B, pixel shuffle, an LLM of 3B with LoRA, 1,024 tokens of text."""
+    found = in_process("train", patch)
+    name = f"argus: training step, 512x512x256, ViT-B, patch {patch}, 3B LLM, {found['where']}"
+    reference = f"peak {found['peak_mb']:,.0f} MB; {found['tokens']:,} visual tokens to the LLM"
+    return Row(name, found["seconds"], "s", reference)
+
+
 def in_process(what: str, which: str) -> dict:
-    """Seconds, peak_mb, tokens and where of `step` or `whole`, from a fresh process."""
+    """Seconds, peak_mb, tokens and where of `step`, `whole` or `train`, from a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_ct", what, which]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -210,7 +221,33 @@ def _whole(patch: str) -> dict:
     return {"seconds": seconds, "tokens": tokens.shape[1]}
 
 
+def _train(patch: str) -> dict:
+    """Forward and backward with activation checkpointing; weights of the LLM are random, their number is Llama 3.2's."""
+    from argus.data import train_tokenizer
+    from argus.model import ArgusModel, ModelConfig
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("a training step at this size needs a GPU of 80 GB")
+    torch.manual_seed(0)
+    shape, text = [256, 512, 512], 1024
+    cfg = ModelConfig(patch=list(map(int, patch.split(","))), factors=[2, 4, 4], llm=LLAMA_3B)
+    torch.set_default_dtype(torch.bfloat16)  # of the random backbone; ViT, compressor and LoRA are float32 below
+    with torch.device("cuda"):
+        model = ArgusModel.build(cfg, shape, train_tokenizer(["No nodule is seen."], 300))
+    torch.set_default_dtype(torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.gradient_checkpointing_enable()
+    model.train()
+    ids = torch.randint(3, 250, (1, text), device="cuda")
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    inputs["volume"] = torch.randn(1, 1, *shape, device="cuda").clamp(-1, 1)
+    seconds = min(step_s(model, inputs, "cuda", bf16=True) for _ in range(3))
+    return {"seconds": seconds, "tokens": model.compressor.n_tokens}
+
+
 if __name__ == "__main__":
-    measured = {"step": _step, "whole": _whole}[sys.argv[1]](sys.argv[2])
+    measured = {"step": _step, "whole": _whole, "train": _train}[sys.argv[1]](sys.argv[2])
     where = "GPU, bf16" if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     print(json.dumps(measured | {"peak_mb": _peak_mb(), "where": where}))
