@@ -26,6 +26,7 @@ from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
 from argus.runs import quiet
 from argus.scoring import score_table, select
+from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.interval import interval
@@ -186,10 +187,11 @@ def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
 
 
 def records_hash(cfg: Config, prepared: Prepared) -> str:
-    """Identifies what is scored: test records and their texts, and the world they were drawn from, whatever geometry
-    they are read in. Runs with one hash are compared, so that a higher resolution can meet a lower one."""
+    """Identifies what is scored: test records and their texts, and the patients that were drawn, at whatever resolution
+    they were drawn and are read. Runs with one hash are compared, so that a higher resolution can meet a lower one."""
     rows = prepared.records("test").head(cfg.data.n_test or None)
-    world = cfg.data.simulate and {source: root.parent.name for source, root in prepared.roots.items()}
+    sim = cfg.data.simulate
+    world = sim and [sim.seed, {source: sim.n_patients[source] for source in cfg.data.sources}, simulator_hash()]
     texts = hashlib.sha256("\n".join([*rows.id, *rows.target]).encode()).hexdigest()
     return hash_of([texts, world])
 

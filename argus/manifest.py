@@ -35,7 +35,7 @@ ENGLISH = frozenset("the of and is are in with at there was were not to on for w
 class Rules:
     """What enters the benchmark. All values are ours: the paper's are not established.
 
-    ct_rate: section of CT-RATE that is the target: findings, impression or both. min_words: shorter targets are dropped.
+    ct_rate: the section of CT-RATE to write: findings, impression or both. min_words: shorter targets are dropped.
     long_impression_words: longer impressions are flagged, not dropped (some are whole notes). min_slices,
     min_extent_mm: less is no chest. max_extent_mm: more is flagged, not dropped. train_reconstructions: volumes kept
     per CT-RATE scan for training (validation and test keep one). language: of BIMCV-R's text, "en" or "es".

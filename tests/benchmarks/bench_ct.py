@@ -222,7 +222,7 @@ def _whole(patch: str) -> dict:
 
 
 def _train(patch: str) -> dict:
-    """Forward and backward with activation checkpointing; weights of the LLM are random, their number is Llama 3.2's."""
+    """Forward and backward with activation checkpointing; the LLM's weights are random, as many as in Llama 3.2 3B."""
     from argus.data import train_tokenizer
     from argus.model import ArgusModel, ModelConfig
 
@@ -235,7 +235,7 @@ def _train(patch: str) -> dict:
     with torch.device("cuda"):
         model = ArgusModel.build(cfg, shape, train_tokenizer(["No nodule is seen."], 300))
     torch.set_default_dtype(torch.float32)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     model.gradient_checkpointing_enable()
