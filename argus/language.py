@@ -75,3 +75,8 @@ class LanguageDataset(Dataset):
     def __getitem__(self, i: int) -> dict:
         input_ids, labels = self.examples[i]
         return {"input_ids": input_ids, "labels": labels}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(input_ids) for input_ids, _ in self.examples]

@@ -14,13 +14,14 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from argus.config import Config, parse
 from argus.data import (
+    ByLength,
     Collator,
     PretrainCollator,
     PretrainDataset,
@@ -40,7 +41,7 @@ from shared.runs.processes import end_processes
 
 
 class ArgusTrainer(Trainer):
-    """The library's Trainer with two learning rates and a stop on a loss that is not finite."""
+    """The library's Trainer with two learning rates, batches by length and a stop on a loss that is not finite."""
 
     def __init__(self, *args, encoder_lr: float | None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -62,6 +63,14 @@ class ArgusTrainer(Trainer):
                 groups, self.args.learning_rate, betas, weight_decay=self.args.weight_decay
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        """Reports of like length share a batch; objectives without text, or of one cut length, take any order."""
+        if not hasattr(self.train_dataset, "lengths"):
+            return super()._get_train_sampler(train_dataset)
+        t = self.args
+        batch = t.per_device_train_batch_size * t.gradient_accumulation_steps * t.world_size
+        return ByLength(self.train_dataset.lengths, batch, t.data_seed)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
