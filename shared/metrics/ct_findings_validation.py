@@ -2,11 +2,15 @@
 
 `tests/shared/ct_sentences.csv` holds sentences in many styles that no grammar of this repository produced: translated
 Turkish in the manner of CT-RATE, translated Spanish, impressions, radiologists' prose, telegraphic notes, comparisons
-with earlier scans, typing errors. One author wrote and labelled all of them, and the lexicon, before the lexicon ran on
-them. Sample 1 shaped it. Sample 2 was held out until it ran once (then: precision 0.975, recall 0.963; with side 0.938
-and 0.910; with place 0.906 and 0.884), and was then corrected on as well. Sample 3, written before those corrections,
-is the held-out one: it never was corrected on, and its known errors are left in. It shows how far the rules reach
-beyond the sentences they were made on, not beyond one author's idea of a report; `--ct-rate` measures on real ones.
+with earlier scans, typing errors. Sample 1 shaped the lexicon. Sample 2 was held out until it ran once (then: precision
+0.975, recall 0.963; with side 0.938 and 0.910; with place 0.906 and 0.884), and was then corrected on as well. Samples
+1 to 3 and the lexicon have one author, who labelled each sample before the lexicon ran on it.
+
+Samples 3 and 4 are held out: they never were corrected on, and their known errors are left in. Sample 3 was written
+before the corrections on sample 2. Sample 4 was written later, without sight of the lexicon but knowing samples 1 to 3,
+so that 25 findings are asserted at least 8 times each. It is the harder one (precision 0.945, recall 0.838; sample 3:
+0.966 and 0.905), and no label of it was changed after the lexicon ran. They show how far the rules reach beyond the
+sentences they were made on, not beyond their authors' idea of a report; `--ct-rate` measures on real ones.
 
 Labels (column `says`): a finding name as such is present, name? uncertain, -name absent; "@" gives its places,
 side.region with "both" for two sides: nodule@right.upper_lobe,left opacity?@both.lower_lobe fracture@.vertebra.
@@ -29,7 +33,7 @@ from shared.metrics.ct_places import BOTH, Place
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "results" / "ct_findings_validation.csv"
 SENTENCES = ROOT / "tests" / "shared" / "ct_sentences.csv"
-SAMPLES = {"development": (1, 2), "held_out": (3,)}
+SAMPLES = {"development": (1, 2), "held_out": (3, 4)}
 _REGIONS = {region for finding in FINDINGS.values() for region in finding.regions} | {""}
 MIN_SAID, MIN_AGREEMENT = 5, 0.8  # of a finding in the held-out sample, to headline a result
 

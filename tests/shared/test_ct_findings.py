@@ -240,7 +240,7 @@ def test_speed_on_unique_reports():
 
 def test_sentences_are_many_unique_and_labelled_in_the_vocabulary():
     table = sentences()
-    assert len(table) >= 250 and table["text"].str.lower().is_unique
+    assert len(table) >= 600 and table["text"].str.lower().is_unique
     assert set(table["sample"]) == {k for samples in SAMPLES.values() for k in samples}
     assert {name for says in table["says"] for name in read_says(says)} == set(FINDINGS)
 
@@ -266,8 +266,8 @@ def test_held_out_sentences_and_the_committed_table(tmp_path):
     measured, committed = pd.read_csv(tmp_path / "table.csv"), pd.read_csv(RESULT)
     pd.testing.assert_frame_equal(measured, committed)
     micro = full_table().set_index("finding").loc["micro"]
-    assert micro["held_out_n_said"] > 100
-    assert micro["held_out_precision"] > 0.95 and micro["held_out_recall"] > 0.88
+    assert micro["held_out_n_said"] > 350
+    assert micro["held_out_precision"] > 0.95 and micro["held_out_recall"] > 0.85
     names = validated_findings()
     assert "pleural_effusion" in names and "micro" not in names
 
