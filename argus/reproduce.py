@@ -21,7 +21,7 @@ from argus.prep import prepare
 from shared.runs import engine, evidence
 from shared.runs.paper import Experiment, Paper
 
-ENCODER = "clip"  # what the recipe's ViT starts from; which one won in the paper is not established
+ENCODER = "supervised"  # what the recipe's ViT starts from; which one won in the paper is not established
 PRETRAINING = ("mae", "clip", "supervised")
 CONTROLS = ("volume", "zero", "shuffle", "majority", "typical", "constant", "nearest")
 STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
