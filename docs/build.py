@@ -142,7 +142,8 @@ def report_samples(tables: Mapping[str, pd.DataFrame], group: str, pictures: Seq
     first = next(iter(tables.values()))
     texts = {label: t.set_index("id").prediction for label, t in tables.items()}
     drawn = first.drop_duplicates("reference").head(len(pictures))
-    others = first[~first.id.isin(drawn.id)].head(N_SAMPLES)
+    others = first[~first.id.isin(drawn.id)]
+    others = (others.groupby("source") if "source" in others else others).head(N_SAMPLES)
     for i, item in enumerate(pd.concat([drawn, others]).itertuples()):
         lines = [("Reference report", inline(item.reference))]
         lines += [(label, marked(t[item.id], item.reference)) for label, t in texts.items() if item.id in t.index]
@@ -190,7 +191,9 @@ def samples(paper: str, card: Mapping, folder: Path, img: Path) -> list[tuple[st
     seed, facts = card["seeds"][0], json.loads((folder / "runs.json").read_text())
     pictures, found = dict(sample_pictures(paper, card, folder, img)), []
     if paper != "meit":  # whose pictures belong to the records below
-        found = [sample(name[0].upper() + name[1:].replace("-", " "), [], shown) for name, shown in pictures.items()]
+        found = [
+            sample((name[0].upper() + name[1:]).replace("-", ": ", 1), [], shown) for name, shown in pictures.items()
+        ]
     for group, compared in COMPARED[paper].items():
         tables = {label: read(folder, name, seed, kind) for name, kind, label in compared}
         tables = {label: rows for label, rows in tables.items() if rows is not None}
