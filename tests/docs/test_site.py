@@ -80,7 +80,9 @@ def test_controls_and_tables_hold_every_number_of_the_scorecard(site, paper, tie
     card = CARDS[paper, tier]
     cells = [v for t in card["tables"] for row in t["rows"] for c in row for v in (c if isinstance(c, list) else [c])]
     numbers = {v for v in cells if isinstance(v, int | float)}
-    numbers |= {v for c in card["controls"] for v in (c["value"], *c["ci"]) if v is not None}
+    numbers |= {v for c in card["controls"] for v in (c["value"], *c["ci"])}
+    numbers |= {v for c in card["controls"] for v in (c.get("difference"), *c.get("difference_ci", ()))}
+    numbers.discard(None)
     assert len(numbers) > 20
     assert numbers <= shown
     for control in card["controls"]:
