@@ -10,7 +10,7 @@ DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
 	ct-rate bimcv-r inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint bench reproduce
+.PHONY: help setup test test-slow lint bench report reproduce
 
 help:  ## list the targets
 	@grep -hE '^[a-z<>%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -37,6 +37,9 @@ lint: .venv/.ready  ## ruff and the import rules
 
 bench: .venv/.ready  ## every speed claim as a ratio against a named reference
 	$(PY) -m tests.benchmarks
+
+report: .venv/.ready  ## docs/site: all results as pages, from what is committed
+	$(PY) -m docs.build
 
 reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other
 

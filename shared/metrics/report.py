@@ -23,7 +23,7 @@ numbers are not to be compared with the paper's."""
 # --- cells ---
 
 
-def _number(x: float | int | None, sign: bool = False) -> str:
+def number(x: float | int | None, sign: bool = False) -> str:
     """Three decimals between 0.001 and 100, fewer above; dash for a number that could not be estimated."""
     if x is None:
         return "–"
@@ -35,8 +35,8 @@ def _number(x: float | int | None, sign: bool = False) -> str:
     return f"{plus}{x:.3f}" if abs(x) < 100 else f"{plus}{x:,.1f}"
 
 
-def _range(bounds: Sequence[float | None], sign: bool = False) -> str:
-    return f"[{_number(bounds[0], sign)}, {_number(bounds[1], sign)}]"
+def ci_text(bounds: Sequence[float | None], sign: bool = False) -> str:
+    return f"[{number(bounds[0], sign)}, {number(bounds[1], sign)}]"
 
 
 def _text(text: str) -> str:
@@ -51,8 +51,8 @@ def _text(text: str) -> str:
 def _cell(value: Any) -> str:
     """A cell of a secondary table: text, a number, or [value, lo, hi]."""
     if isinstance(value, list):
-        return f"{_number(value[0])} {_range(value[1:])}"
-    return _text(value) if isinstance(value, str) else _number(value)
+        return f"{number(value[0])} {ci_text(value[1:])}"
+    return _text(value) if isinstance(value, str) else number(value)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,7 +79,7 @@ def _paper_number(claim: Mapping) -> str:
 
 
 def _asked(claim: Mapping) -> str:
-    margin = f", margin {_number(float(claim['margin']))}" if claim["margin"] else ""
+    margin = f", margin {number(float(claim['margin']))}" if claim["margin"] else ""
     better = ", lower is better" if claim["direction"] == "lower" else ""
     return f"{claim['kind']}{margin}: {_text(claim['metric'])}{better} against {_text(_steps(claim['comparator']))}"
 
@@ -90,8 +90,8 @@ def _result(claim: Mapping) -> str:
         return f"{claim['verdict']}: {_text(claim['reason'])}"
     ours = claim["ours"]
     weakest = "weakest step " if "steps" in ours else ""
-    measured = f"{_number(ours['difference'], True)} {_range(ours['ci'], True)}"
-    levels = f"{_number(ours['level'])} vs {_number(ours['comparator_level'])}"
+    measured = f"{number(ours['difference'], True)} {ci_text(ours['ci'], True)}"
+    levels = f"{number(ours['level'])} vs {number(ours['comparator_level'])}"
     return f"**{verdict_text(claim)}**<br>{weakest}{measured}<br>{levels}"
 
 
@@ -109,7 +109,7 @@ def _claims_section(claims: Sequence[Mapping], cards: Mapping[str, Mapping]) -> 
     return "## Claims\n\n" + _table(["Claim", "Asked as", "The paper's number", *heads], rows)
 
 
-def _run_section(card: Mapping) -> str:
+def run_text(card: Mapping) -> str:
     seeds = ", ".join(map(str, card["seeds"])) or "none"
     versions = ", ".join(f"{k} {v}" for k, v in sorted(card["environment"].items()) if v is not None)
     return (
@@ -131,11 +131,11 @@ def _evidence_section(card: Mapping) -> str:
             rows.append(
                 [
                     name,
-                    f"{_number(step['difference'], True)} {_range(step['ci'], True)}",
-                    f"{_range(step['ci_holm'], True)} at {confidence}",
+                    f"{number(step['difference'], True)} {ci_text(step['ci'], True)}",
+                    f"{ci_text(step['ci_holm'], True)} at {confidence}",
                     f"{step['p']:.2g}",
-                    ", ".join(_number(v, True) for v in step["seeds"]),
-                    f"{_number(ours['n_items'])} / {_number(ours['n_patients'])}",
+                    ", ".join(number(v, True) for v in step["seeds"]),
+                    f"{number(ours['n_items'])} / {number(ours['n_patients'])}",
                     f"{_text(claim['protocol'])}; {_text(ours['data'])}",
                     verdict_text({**claim, "verdict": verdict}),
                 ]
@@ -149,9 +149,9 @@ def _evidence_section(card: Mapping) -> str:
 def _controls_section(card: Mapping) -> str:
     rows = []
     for c in card["controls"]:
-        above = f"{_number(c['difference'], True)} {_range(c['difference_ci'], True)}" if "difference" in c else "–"
+        above = f"{number(c['difference'], True)} {ci_text(c['difference_ci'], True)}" if "difference" in c else "–"
         about = "; ".join(_text(c[key]) for key in ("data", "note") if key in c) or "–"
-        rows.append([f"`{c['id']}`", _text(c["metric"]), f"{_number(c['value'])} {_range(c['ci'])}", above, about])
+        rows.append([f"`{c['id']}`", _text(c["metric"]), f"{number(c['value'])} {ci_text(c['ci'])}", above, about])
     columns = ["Control", "Metric", "Control's value [95 % CI]", "Ours minus control [95 % CI]", "Data; note"]
     return "### Controls\n\n" + _table(columns, rows)
 
@@ -170,7 +170,7 @@ def _figures_section(card: Mapping) -> str:
     )
 
 
-def _check_same_claims(claims: Sequence[Mapping], card: Mapping) -> None:
+def check_same_claims(claims: Sequence[Mapping], card: Mapping) -> None:
     """A scorecard scored with other claims than those shown would put verdicts beside the wrong questions."""
     wanted = [canonical({key: c[key] for key in COPIED}) for c in claims]
     found = [{key: c[key] for key in COPIED} for c in card["claims"]]
@@ -200,12 +200,12 @@ def render(paper: str, claims: Sequence[Mapping], scorecards: Mapping[str, Mappi
         HOW_TO_READ,
     ]
     for card in cards.values():
-        _check_same_claims(claims, card)
+        check_same_claims(claims, card)
     parts.append(_claims_section(claims, cards))
     if not cards:
         parts.append("No tier has been run yet.")
     for tier, card in cards.items():
-        parts += [f"## Tier `{tier}`", _run_section(card), _evidence_section(card)]
+        parts += [f"## Tier `{tier}`", run_text(card), _evidence_section(card)]
         parts += [_controls_section(card)] if card["controls"] else []
         parts += [_secondary_section(table) for table in card["tables"]]
         parts += [_figures_section(card)] if card["figures"] else []
@@ -225,15 +225,15 @@ def print_table(scorecard: Mapping, console=None) -> None:
         claims.add_column(column, overflow="fold")
     for c in scorecard["claims"]:
         ours = c.get("ours")
-        shown = f"{_number(ours['difference'], True)} {_range(ours['ci'], True)}" if ours else "–"
-        levels = f"{_number(ours['level'])} vs {_number(ours['comparator_level'])}" if ours else c["reason"]
+        shown = f"{number(ours['difference'], True)} {ci_text(ours['ci'], True)}" if ours else "–"
+        levels = f"{number(ours['level'])} vs {number(ours['comparator_level'])}" if ours else c["reason"]
         verdict = f"[{style[c['verdict']]}]{verdict_text(c)}[/]"
         claims.add_row(c["id"], escape(shown), escape(levels), verdict)
     console.print(claims)
     if scorecard["controls"]:
         controls = Table("control", "metric", "value [95 % CI]", "ours minus control [95 % CI]", title="controls")
         for c in scorecard["controls"]:
-            above = f"{_number(c['difference'], True)} {_range(c['difference_ci'], True)}" if "difference" in c else "–"
-            value = f"{_number(c['value'])} {_range(c['ci'])}"
+            above = f"{number(c['difference'], True)} {ci_text(c['difference_ci'], True)}" if "difference" in c else "–"
+            value = f"{number(c['value'])} {ci_text(c['ci'])}"
             controls.add_row(c["id"], escape(c["metric"]), escape(value), escape(above))
         console.print(controls)
