@@ -21,8 +21,6 @@ from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import Found, extract
 from shared.runs.config import hash_of
 
-SILENT = 0.1  # share of the findings that a list leaves out: no reader sees all that a report says
-
 
 def drawn_reports(data: DataConfig) -> pd.DataFrame:
     """section and target of as many further patients of each source as `data.texts` says, sources mixed evenly."""
@@ -51,10 +49,9 @@ def in_words(name: str, found: Found) -> str:
 
 
 def listed(report: str, rng: np.random.Generator) -> str:
-    """What a report asserts, in words and in random order, but for a few that are left out."""
+    """What a report asserts, in words and in random order."""
     said = [in_words(name, found) for name, found in extract(report).items() if found.status != "absent"]
-    kept = [words for words in said if rng.random() >= SILENT]
-    return "; ".join(kept[k] for k in rng.permutation(len(kept)))
+    return "; ".join(said[k] for k in rng.permutation(len(said)))
 
 
 class LanguageDataset(Dataset):

@@ -5,7 +5,7 @@ import pytest
 
 from argus.config import DataConfig, SimulateCt
 from argus.data import IGNORE, prompt_text, train_tokenizer
-from argus.language import SILENT, LanguageDataset, drawn_reports, listed, texts_hash
+from argus.language import LanguageDataset, drawn_reports, listed, texts_hash
 from shared.ct.simulate import draw_studies
 
 SIMULATE = SimulateCt(n_patients={"ct-rate": 5, "bimcv-r": 3, "inspect": 4}, seed=3)
@@ -31,12 +31,9 @@ def test_the_patients_follow_those_with_volumes():
 
 def test_a_list_says_what_the_report_asserts_and_nothing_else():
     text = "There is a nodule of 7 mm in the right upper lobe. No pneumothorax. Possible emphysema."
-    lists = [listed(text, np.random.default_rng(k)) for k in range(400)]
-    words = {word for words in lists for word in words.split("; ") if word}
-    assert words == {"nodule right upper lobe", "emphysema"}
-    assert len(set(lists)) == 5, "both orders, either alone, none"
-    silent = np.mean(["nodule" not in words for words in lists])
-    assert abs(silent - SILENT) < 4 * np.sqrt(SILENT * (1 - SILENT) / 400)
+    lists = {listed(text, np.random.default_rng(k)) for k in range(50)}
+    assert lists == {"nodule right upper lobe; emphysema", "emphysema; nodule right upper lobe"}
+    assert listed("No pneumothorax.", np.random.default_rng(0)) == ""
 
 
 def test_the_list_stands_where_visual_tokens_will_and_carries_no_loss():
