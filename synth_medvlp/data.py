@@ -49,7 +49,7 @@ class PairsConfig:
             (impression first); 0 = all.
         n: number of pairs, drawn by run seed; smaller sets lie within larger ones; null = all.
         shuffle_pairs: control: every image gets another one's text.
-        by_source: control: every batch is of one folder of pairs, so that no negative can be told by its source.
+        by_source: control: a batch (of one process) is of one folder, so that no negative can be told by its source.
         augment: of the images.
         workers: data loader processes.
     """
