@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from synth_medvlp.pairs import Pairs
 from synth_medvlp.text import Tokeniser, report_sentences
@@ -49,6 +49,7 @@ class PairsConfig:
             (impression first); 0 = all.
         n: number of pairs, drawn by run seed; smaller sets lie within larger ones; null = all.
         shuffle_pairs: control: every image gets another one's text.
+        by_source: control: a batch (of one process) is of one folder, so that no negative can be told by its source.
         augment: of the images.
         workers: data loader processes.
     """
@@ -57,6 +58,7 @@ class PairsConfig:
     sentences: int = 1
     n: int | None = None
     shuffle_pairs: bool = False
+    by_source: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = 0
 
@@ -140,6 +142,26 @@ class PairDataset(Dataset):
     def vocabulary(self) -> list[str]:
         """All sentences, of which a tokenizer can learn."""
         return [text for texts in self.texts for text in texts]
+
+
+class BySource(Sampler):
+    """Numbers of items, in an order in which each batch of `size` is of one folder; what fills no batch is left out."""
+
+    def __init__(self, dataset: PairDataset, size: int):
+        self.dataset, self.size = dataset, size
+        of = dataset.places[:, 0]
+        self.folders = [found for n in np.unique(of) if len(found := np.flatnonzero(of == n)) >= size]
+        if not self.folders:
+            raise ValueError(f"data.by_source: no folder of pairs fills a batch of {size}: lower train.micro_batch")
+
+    def __len__(self) -> int:
+        return sum(len(folder) // self.size * self.size for folder in self.folders)
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.dataset.seed, 2, self.dataset.epoch])
+        orders = [rng.permutation(folder) for folder in self.folders]
+        batches = np.concatenate([o[: len(o) // self.size * self.size].reshape(-1, self.size) for o in orders])
+        yield from rng.permutation(batches).ravel().tolist()
 
 
 class Collator:

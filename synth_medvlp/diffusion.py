@@ -8,6 +8,7 @@ otherwise). The safety checker stays off: it blanks radiographs.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -55,42 +56,43 @@ def generator(cfg: ImageConfig, size: int) -> Made:
 
 
 class Generator:
-    """A `StableDiffusionPipeline`. Raises ValueError for a config it cannot follow."""
+    """A `StableDiffusionPipeline`, loaded when it first draws. Raises ValueError for a config it cannot follow."""
 
     def __init__(self, cfg: ImageConfig, size: int):
-        import torch
-        from diffusers import StableDiffusionPipeline
-        from diffusers.utils import logging
-
-        import synth_medvlp.blocks  # noqa: F401  (diffusers loads our class only where it is imported already)
-
         if cfg.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"image.dtype={cfg.dtype!r}: one of float32, bfloat16, float16")
         if cfg.scheduler not in (*SCHEDULERS, "saved"):
             raise ValueError(f"image.scheduler={cfg.scheduler!r}: one of {', '.join(SCHEDULERS)}, saved")
-        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        checkpoint = SHIPPED if cfg.checkpoint == "shipped" else cfg.checkpoint
-        if checkpoint == SHIPPED and not SHIPPED.is_dir():
+        if cfg.checkpoint == "shipped" and not SHIPPED.is_dir():
             raise FileNotFoundError(
                 f"{SHIPPED}: no weights; make them with `python -m synth_medvlp.train_diffusion --out {SHIPPED} "
                 "--patients 4000 --seed 11 --level middle`, or name another image.checkpoint"
             )
-        logging.set_verbosity_error()  # cut prompts are counted by us
-        logging.disable_progress_bar()
+        self.cfg, self.size = cfg, size
+
+    @cached_property
+    def pipeline(self):
+        import diffusers
+        import torch
+
+        import synth_medvlp.blocks  # noqa: F401  (diffusers loads our class only where it is imported already)
+
+        cfg = self.cfg
+        diffusers.utils.logging.set_verbosity_error()  # cut prompts are counted by us
+        diffusers.utils.logging.disable_progress_bar()
+        checkpoint = SHIPPED if cfg.checkpoint == "shipped" else cfg.checkpoint
         try:
-            self.pipeline = StableDiffusionPipeline.from_pretrained(
+            pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
                 checkpoint, revision=cfg.revision, dtype=getattr(torch, cfg.dtype), safety_checker=None,
                 feature_extractor=None, requires_safety_checker=False,
-            ).to(device)  # fmt: skip
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             raise ValueError(f"image.checkpoint={cfg.checkpoint!r}: no StableDiffusionPipeline ({error})") from error
-        self.pipeline.set_progress_bar_config(disable=True)
+        pipeline.set_progress_bar_config(disable=True)
         if cfg.scheduler != "saved":
-            import diffusers
-
             kind = getattr(diffusers, SCHEDULERS[cfg.scheduler])
-            self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config)
-        self.cfg, self.size = cfg, size
+            pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+        return pipeline.to(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) ->
     for k, (label, column) in enumerate(regimes.items()):
         ax.scatter(table[column], y, color=CYCLE[k], marker=MARKERS[k], s=26, label=label, zorder=2)
     ax.axvline(0.5, color=GREY, lw=0.8, ls="--")
+    ax.set_ylim(len(table) - 0.4, -0.6)
     ax.set_yticks(y, [f"{n}  {s}" for n, s in zip(names, shares, strict=True)], fontsize=7)
     ax.set(xlabel="AUROC, zero-shot", title="Classes, the rarest in the real training reports first (share of reports)")
     ax.title.set_fontsize(9)

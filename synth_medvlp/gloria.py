@@ -162,8 +162,3 @@ def prompt_scores(V: torch.Tensor, words: torch.Tensor, mask: torch.Tensor, temp
         cos = attend(V[some], words, mask, temp1).cosine
         found.append(temp2 * cos.masked_fill(~mask, float("-inf")).amax(2))
     return torch.cat(found)
-
-
-def zscore(scores: torch.Tensor) -> torch.Tensor:
-    """Scores [N, C] of all evaluated images -> zero mean and unit variance per class: transductive, no AUC changes."""
-    return (scores - scores.mean(0)) / scores.std(0, correction=0).clamp(min=EPS)

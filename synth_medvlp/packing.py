@@ -60,6 +60,11 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(np.quantile(values, q)) for q in (0.05, 0.5, 0.95, 0.99)}
 
 
+def _common(attempts: list[dict]) -> list[dict]:
+    """The first attempts, as long as one in twenty of the texts gets there."""
+    return [tried for tried in attempts if 20 * tried["n"] >= attempts[0]["n"]]
+
+
 def funnel_rows(a1: dict, audit: dict, a4: dict, text: dict, image: dict, s7: dict) -> list[list]:
     """(stage, what, number) from the statistics of the stages; shares name what they are shares of."""
     rows: list[list] = [
@@ -78,7 +83,7 @@ def funnel_rows(a1: dict, audit: dict, a4: dict, text: dict, image: dict, s7: di
     ]
     rows += [["S1", f"Gini of use, {kind} (real {s1['gini_real'][kind]:.2f})", s1["gini"][kind]] for kind in CLINICAL]
     for stage, name in (("findings", "S3"), ("impression", "S4")):
-        for number, tried in enumerate(text[stage]["pass_rate_by_attempt"], 1):
+        for number, tried in enumerate(_common(text[stage]["pass_rate_by_attempt"]), 1):
             what = f"{stage.upper()} at attempt {number}: {tried['n']} texts, share that passes"
             rows += [[name, f"{what}, {rule}", tried[rule]] for rule in RULES]
     rows += [["S4", "reports accepted", text["accepted"]]]

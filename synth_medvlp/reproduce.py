@@ -12,6 +12,7 @@ from synth_medvlp.config import Config
 from synth_medvlp.prep import prepare, prepare_tasks
 
 CONTROLS = tuple(f"image~{c}" for c in ("zeroed", "shuffled", "prompts", "prior", "val"))
+PROMPTS = tuple(f"image+{p}" for p in ("name", "description", "findings", "pair"))
 REGIMES = ("real", "synthetic", "mix")
 
 
@@ -40,13 +41,19 @@ EXPERIMENTS = {
     "mix": regime("mix", "image", *CONTROLS),
     "random-init": Experiment({"train.epochs": 0, "train.steps": 0}, ("image",)),
     "shuffled-pairs": regime("synthetic", **{"data.shuffle_pairs": True}),
-    # the second method
-    **three("gloria", "image", **{"model.profile": "gloria"}),
-    # what else could explain a gain: cleaning, more steps
+    # the second method, and ConVIRT as MGCA has it: equal weights, lower temperature, wider heads
+    **three("gloria", **{"model.profile": "gloria"}),
+    **three("mgca", **{"model.profile": "convirt_mgca"}),
+    # what else could explain a difference: cleaning, size, more steps, negatives that can be told by their source
     "clean": regime("clean"),
+    "size-matched": regime("real"),  # as many pairs as synthetic ones: `keys` below
     "mix-epochs": regime("mix", **{"train.steps": 0}),
+    "mix-by-source": regime("mix", **{"data.by_source": True}),
     # stages left out, halves of a pair, another generator
     "random-sampling": regime("synthetic", **{"sampler.balanced": False}),
+    "no-cap": regime("synthetic", **{"sampler.tau_max": None}),
+    "compatible": regime("synthetic", **{"sampler.compatible": True}),
+    "template-text": regime("synthetic", **{"writer.backend": "template"}),
     "no-text-check": regime("synthetic", **{"writer.check": False}),
     "no-image-check": regime("synthetic", **{"image.check": False}),
     "real-text": regime("real_text"),
@@ -60,7 +67,7 @@ EXPERIMENTS = {
     **three("none", **{"data.simulate.level": "none"}),
     **three("strong", **{"data.simulate.level": "strong"}),
     # the same weights, evaluated otherwise
-    **{f"prompts-{name}": evaluation(name, ("image+name", "image+description", "image+pair")) for name in REGIMES},
+    **{f"prompts-{name}": evaluation(name, PROMPTS) for name in REGIMES},
     **downstream("ground", "grounding:image", "grounding:image~shuffled", "grounding:image~prior"),
     **downstream("linear", "linear:image~val"),
     **downstream("finetune", "finetune:image~val"),
@@ -74,6 +81,9 @@ class SynthMedVlp(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "image"
+
+    def keys(self, cfg: Config, name: str) -> dict:
+        return {"data.n": cfg.data.n_synthetic} if name == "size-matched" else {}
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)

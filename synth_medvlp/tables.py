@@ -27,10 +27,14 @@ from synth_medvlp.screening import NO, QUESTIONS
 REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synthetic": "mix"}
 METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
 METHODS |= {f"GLoRIA, {label}": f"gloria-{name}" for label, name in REGIMES.items()}
+METHODS |= {f"ConVIRT as in MGCA, {label}": f"mgca-{name}" for label, name in REGIMES.items()}
 METHODS |= {"ConVIRT, untrained": "random-init"}
 STAGES = {
     "synthetic pairs": "synthetic",
     "entities drawn by their frequency": "random-sampling",
+    "no cap on a string's uses": "no-cap",
+    "no request that contradicts itself": "compatible",
+    "texts from templates": "template-text",
     "no text check": "no-text-check",
     "no image check": "no-image-check",
     "images by the simulator itself": "oracle",
@@ -39,9 +43,11 @@ STAGES = {
     "another pair's report": "shuffled-pairs",
     "real pairs": "real",
     "real pairs, cleaned by the audit": "clean",
+    "real pairs, as many as synthetic ones": "size-matched",
     "real pairs, frozen random text encoder": "random-text",
     "real and synthetic, equal steps": "mix",
     "real and synthetic, equal epochs": "mix-epochs",
+    "real and synthetic, batches of one source each": "mix-by-source",
 }
 WORLDS = {
     "none": "no defects, no tail",
@@ -62,7 +68,7 @@ HEADLINE = "auroc_headline"
 
 
 def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
-    """Inputs and weights from which nothing should be read, and how far the trained models are above them."""
+    """Inputs and weights from which nothing should be read, and what else could explain a difference of regimes."""
     rows = []
     for name in REGIMES.values():
         for what, note in {
@@ -75,10 +81,16 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
             if key in scored and f"{name}@image" in scored:
                 level, difference = scored[key].level(HEADLINE), compare(HEADLINE, name, key)
                 rows.append(control(f"{name}-{what}", HEADLINE, level, difference, describe(scored[key]), note))
-    for key, note in {"random-init": "untrained", "shuffled-pairs": "trained on other pairs' reports"}.items():
+    for key, (ours, note) in {
+        "random-init": ("synthetic", "untrained"),
+        "shuffled-pairs": ("synthetic", "trained on other pairs' reports"),
+        "size-matched": ("synthetic", "real pairs, as many as synthetic ones"),
+        "mix-epochs": ("mix", "as many epochs as the other regimes, so more updates"),
+        "mix-by-source": ("mix", "batches of one source each"),
+    }.items():
         entry = scored.get(f"{key}@image")
-        if entry and "synthetic@image" in scored:
-            difference = compare(HEADLINE, "synthetic", key)
+        if entry and f"{ours}@image" in scored:
+            difference = compare(HEADLINE, ours, key)
             rows.append(control(key, HEADLINE, entry.level(HEADLINE), difference, describe(entry), note))
     for name in REGIMES.values():
         for what, note in {"shuffled": "the map of another image", "prior": "the mean training mask"}.items():
@@ -122,6 +134,7 @@ def prompt_table(scored: dict[str, Scored]) -> dict:
         "image": "there is ..",
         "image+name": "name",
         "image+description": "description",
+        "image+findings": "findings",
         "image+pair": ".. against no ..",
     }
     rows = {}

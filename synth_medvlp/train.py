@@ -21,13 +21,22 @@ from shared.runs.config import dump
 from shared.runs.facts import finished, run_json
 from shared.runs.processes import end_processes
 from synth_medvlp.config import Config, parse
-from synth_medvlp.data import Collator, PairDataset
+from synth_medvlp.data import BySource, Collator, PairDataset
 from synth_medvlp.model import VlpModel, tokeniser_of
 from synth_medvlp.prep import prepare
 
 
 class VlpTrainer(Trainer):
-    """The library's Trainer, which stops on a loss that is not finite."""
+    """The library's Trainer, which stops on a loss that is not finite and can draw batches of one source."""
+
+    def __init__(self, *args, by_source: bool, **kwargs):
+        self.by_source = by_source
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.by_source:
+            return BySource(self.train_dataset, self.args.per_device_train_batch_size)
+        return super()._get_train_sampler(train_dataset)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -121,6 +130,7 @@ def main(args: list[str] | None = None) -> Path:
         train_dataset=train_set,
         data_collator=Collator(model.tokeniser, cfg.data.augment, cfg.model.image.normalise),
         callbacks=[Epoch(train_set)],
+        by_source=cfg.data.by_source,
     )
     trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     start = time.perf_counter()

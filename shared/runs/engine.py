@@ -101,13 +101,16 @@ def launch(paper: str, args: list[str], train: bool, score: bool, processes: int
 
 
 def waves(paper: Paper, cfg: RunConfig, names: list[str]) -> list[list[tuple[str, int, int]]]:
-    """Runs (experiment, seed, fold) in waves: what is trained once, then models, then what starts from those."""
+    """Runs (experiment, seed, fold) in waves: what is trained once, then models, then what starts from those.
+
+    All seeds of an experiment follow each other: they work while the data of the next experiment are made.
+    """
     once = dict.fromkeys(run for n in names for run in paper.starts_from(cfg, n).values())
     found = [[(run, 0, 0) for run in once]]
     for late in (False, True):
         group = [n for n in names if bool(paper.experiments[n].after) == late]
         folds = {n: range(1, paper.experiments[n].folds + 1) if paper.experiments[n].folds else (0,) for n in group}
-        found.append([(n, s, f) for s in cfg.reproduce.seeds for n in group for f in folds[n]])
+        found.append([(n, s, f) for n in group for s in cfg.reproduce.seeds for f in folds[n]])
     return [wave for wave in found if wave]
 
 

@@ -12,7 +12,6 @@ first column is a patient in hospital collections and an image in others (rsna: 
 Serves zero-shot and fine-tuned classification of the reference, as a non-headline set.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -70,10 +69,3 @@ def split(index: pd.DataFrame, root: Path, protocol: str = "corrected", seed: in
     if protocol == "corrected":
         return splits.table(index, splits.without_shared(index, parts), "shipped lists without shared ids")
     return splits.table(index, parts, "shipped lists")
-
-
-def shared_with_rsna(index: pd.DataFrame, rsna_image_ids: Iterable[str]) -> list[str]:
-    """Files of COVIDx that are images of the RSNA challenge (2,734 of the reference's RSNA test set, Trap 16): the two
-    sets are not independent, nor is a mean over both."""
-    known = set(rsna_image_ids)
-    return index.image_id[(index.source == "rsna") & index.patient_id.isin(known)].tolist()

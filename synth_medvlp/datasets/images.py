@@ -10,7 +10,6 @@ import numpy as np
 from synth_medvlp.record import CxrReadError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 
 
 def read_pixels(path: Path) -> tuple[np.ndarray, str]:

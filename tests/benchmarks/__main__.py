@@ -7,10 +7,10 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme
+from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme, bench_synth
 from tests.benchmarks.row import Row
 
-BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run)
+BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run, bench_synth.run)
 RESULTS = Path(__file__).parents[2] / "results" / "bench.json"
 
 

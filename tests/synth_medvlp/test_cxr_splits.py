@@ -121,12 +121,6 @@ def test_covidx_without_the_patients_of_the_other_parts(tmp_path):
     assert sizes(corrected) == {"train": 2, "val": 1, "test": 2} and not any(shared(corrected).values())
 
 
-def test_covidx_names_what_it_shares_with_rsna(tmp_path):
-    lines = ["r0 r0.png negative rsna", "r9 r9.png negative rsna", "r1 x.png positive ricord"]
-    index = covidx.read_index(write_covidx(tmp_path, test=lines))
-    assert covidx.shared_with_rsna(index, ["r0", "r1", "r2"]) == ["r0.png"]
-
-
 def test_covid_rural_by_patient(tmp_path):
     _, published, corrected = both(covid_rural, write_rural(tmp_path, 30))
     assert shared(published)["train-test patients"] > 3 and not any(shared(corrected).values())

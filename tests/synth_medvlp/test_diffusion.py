@@ -85,7 +85,7 @@ def test_a_wrong_config_is_named(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"image\.scheduler='euler'"):
         _generator(pipeline, scheduler="euler")
     with pytest.raises(ValueError, match=r"image\.checkpoint=.*nowhere"):
-        _generator(tmp_path / "nowhere")
+        _generator(tmp_path / "nowhere")(TEXTS[:1], [1])
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         _generator(pipeline)(TEXTS[:2], [1])
     assert isinstance(generator(ImageConfig(checkpoint="oracle"), 32), Oracle)

@@ -9,6 +9,7 @@ from vlp_models import TEXTS, images, tokeniser
 from synth_medvlp.data import (
     N_DRAWS,
     AugmentConfig,
+    BySource,
     Collator,
     PairDataset,
     PairsConfig,
@@ -138,6 +139,21 @@ def test_shuffled_pairs_fit_nowhere():
     found = pairing(dataset)
     assert all(text.split()[-1] != str(number) for number, text in found)
     assert {number for number, _ in found} == {int(text.split()[-1]) for _, text in found} == set(range(20))
+
+
+def test_batches_of_one_source():
+    dataset = PairDataset([pairs(40), pairs(23, "b")], [None, None], PLAIN, 3)
+    sampler, orders = BySource(dataset, 8), []
+    for dataset.epoch in (0, 1, 0):
+        orders.append(list(sampler))
+        batches = dataset.places[orders[-1], 0].reshape(-1, 8)
+        assert (batches == batches[:, :1]).all()
+        assert sorted(batches[:, 0]) == [0] * 5 + [1] * 2  # 7 items of the second folder fill no batch
+        assert len(set(orders[-1])) == len(orders[-1]) == len(sampler) == 56
+        assert (np.diff(batches[:, 0]) != 0).any() and batches[:, 0].tolist() != sorted(batches[:, 0])
+    assert orders[0] == orders[2] != orders[1]
+    with pytest.raises(ValueError, match=r"data\.by_source.*train\.micro_batch"):
+        BySource(dataset, 64)
 
 
 def test_draws_follow_seed_epoch_and_item():

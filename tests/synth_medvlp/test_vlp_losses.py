@@ -12,7 +12,7 @@ from vlp_models import batch, small
 
 from synth_medvlp import gloria
 from synth_medvlp.convirt import contrast, head, pool, unit
-from synth_medvlp.gloria import both_ways, local_similarity, prompt_scores, prompt_words, sum_pieces, words_of, zscore
+from synth_medvlp.gloria import both_ways, local_similarity, prompt_scores, prompt_words, sum_pieces, words_of
 
 # 3 texts of 8 pieces: words of one, two and three pieces, [SEP], padding
 WORD_IDS = torch.tensor([[0, 1, 1, 2, 3, 3, 3, 4], [0, 1, 2, 3, -1, -1, -1, -1], [0, 1, 1, 2, 2, 3, 4, -1]])
@@ -183,13 +183,6 @@ def test_as_published_characters_count_as_words():
     assert (found[:, :2] >= 0).all()  # zeros are a floor
     with pytest.raises(ValueError, match="96 characters"):
         prompt_words(texts, torch.tensor([12, 97, 3]))
-
-
-def test_zscore_keeps_the_order():
-    scores = draw(20, 3) * 5 + 2
-    z = zscore(scores)
-    assert z.mean(0).abs().max() < 1e-6 and torch.allclose(z.std(0, correction=0), torch.ones(3))
-    assert torch.equal(z.argsort(0), scores.argsort(0))
 
 
 # --- two processes
