@@ -10,7 +10,7 @@ DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
 	ct-rate bimcv-r inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint bench report reproduce
+.PHONY: help setup test test-slow lint bench report audit reproduce
 
 help:  ## list the targets
 	@grep -hE '^[a-z<>%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -40,6 +40,9 @@ bench: .venv/.ready  ## every speed claim as a ratio against a named reference
 
 report: .venv/.ready  ## docs/site: all results as pages, from what is committed
 	$(PY) -m docs.build
+
+audit: .venv/.ready  ## what public code and splits do to published numbers; tables of AUDIT.md: ARGS=--write
+	$(PY) -m docs.audit $(ARGS)
 
 reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other
 
