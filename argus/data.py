@@ -88,7 +88,25 @@ def examples_of(prompts: list[list[int]], reports: list[str], max_tokens: int, t
     return examples, n_truncated
 
 
-class ReportDataset(Dataset):
+class Examples(Dataset):
+    """Tokenised texts: `examples` of `examples_of`, without volumes."""
+
+    examples: list[tuple[list[int], list[int]]]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> dict:
+        input_ids, labels = self.examples[i]
+        return {"input_ids": input_ids, "labels": labels}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(input_ids) for input_ids, _ in self.examples]
+
+
+class ReportDataset(Examples):
     """Volume-report pairs of one part of the split, tokenised once; `n_truncated` counts the reports that were cut,
     `reports` stay whole."""
 
@@ -102,17 +120,8 @@ class ReportDataset(Dataset):
         of_row = [prompts[section] for section in self.records.section]
         self.examples, self.n_truncated = examples_of(of_row, self.reports, data.max_tokens, tokenizer)
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
     def __getitem__(self, i: int) -> dict:
-        input_ids, labels = self.examples[i]
-        return {"input_ids": input_ids, "labels": labels, "row": int(self.records.row.iloc[i])}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return [len(input_ids) for input_ids, _ in self.examples]
+        return super().__getitem__(i) | {"row": int(self.records.row.iloc[i])}
 
 
 def pad_right(items: list[dict], key: str, value: int) -> torch.Tensor:

@@ -11,10 +11,9 @@ The list stands where the visual tokens will.
 
 import numpy as np
 import pandas as pd
-from torch.utils.data import Dataset
 
 from argus.config import DataConfig
-from argus.data import examples_of, prompt_ids
+from argus.data import Examples, examples_of, prompt_ids
 from argus.manifest import Rules
 from shared.ct.simulate import draw_studies
 from shared.ct.simulate_layouts import simulator_hash
@@ -54,7 +53,7 @@ def listed(report: str, rng: np.random.Generator) -> str:
     return "; ".join(said[k] for k in rng.permutation(len(said)))
 
 
-class LanguageDataset(Dataset):
+class LanguageDataset(Examples):
     """Reports behind their lists of findings; loss on report and end token only. `reports` stay whole."""
 
     def __init__(self, texts: pd.DataFrame, data: DataConfig, tokenizer, seed: int):
@@ -65,15 +64,3 @@ class LanguageDataset(Dataset):
         prompts = {section: prompt_ids(section, tokenizer) for section in texts.section.unique()}
         of_row = [prompts[s][:n_bos] + ids + prompts[s][n_bos:] for s, ids in zip(texts.section, lists, strict=True)]
         self.examples, self.n_truncated = examples_of(of_row, self.reports, data.max_tokens, tokenizer)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> dict:
-        input_ids, labels = self.examples[i]
-        return {"input_ids": input_ids, "labels": labels}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return [len(input_ids) for input_ids, _ in self.examples]

@@ -77,7 +77,7 @@ EXPERIMENTS = {
     **compression("avgpool", "avgpool"),
     **compression("attn-pool", "attn_pool"),
     "no-image": Recipe({"model.compressor": "no_image"}, encoder=None),
-    # all other arms of compression; avgpool by 2 x 2 x 2 is M3D's design, radfm-perceiver RadFM's
+    # all other arms of compression; avgpool is M3D's design (by 2 x 2 x 2 there), radfm-perceiver RadFM's
     **compression("avgpool-matched", "avgpool_matched"),  # as many parameters as pixel shuffle
     **compression("perceiver", "perceiver"),
     **compression("concat-1d", "concat_1d"),

@@ -26,7 +26,7 @@ FINDINGS: dict[str, Callable[[], list[Row]]] = {
     "column-order": ecg.column_order,
     "padding-before-scaling": ecg.padding_before_scaling,
     "tiny-classes": ecg.tiny_classes,
-    "test-set-tuning": ecg.test_set_tuning,
+    "test-set-tuning": ecg.tuning_on_test_sets,
     "leaking-splits": images.leaking_splits,
     "empty-masks": images.empty_masks,
     "double-rescale": images.double_rescale,

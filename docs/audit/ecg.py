@@ -11,7 +11,6 @@ from docs.audit.row import (
     SEEDS,
     Row,
     compare,
-    data_root,
     exact,
     labels_of,
     need,
@@ -23,6 +22,7 @@ from shared.ecg.tasks import TASKS, csn_classes
 from shared.metrics.classification import auroc_per_class, macro_auroc, macro_f1
 from shared.metrics.probe import ProbeConfig, probe
 from shared.metrics.six_tasks import FREQUENT, best_f1_thresholds, items_of, metrics_of
+from shared.runs.config import data_root
 
 SPLITS = "MERL's published split files"
 INPUT = {"kmerl": "12 leads", "supreme": "ecg", "synth_medvlp": "image"}  # of zero-shot, in the committed predictions
@@ -143,7 +143,7 @@ def tiny_classes() -> list[Row]:
 # --- test-set tuning --------------------------------------------------------------------------------------------------
 
 
-def test_set_tuning() -> list[Row]:
+def tuning_on_test_sets() -> list[Row]:
     """Thresholds that maximise F1 on the test part, against those of validation; and the epoch of a probe."""
     rows = []
     for paper in RUN:

@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 
 from docs.audit.ecg import published
-from docs.audit.row import LAPTOP, SEEDS, Row, compare, data_root, exact, need, over_draws, predictions
+from docs.audit.row import LAPTOP, SEEDS, Row, compare, exact, need, over_draws, predictions
 from shared.ct.ct_io import read_nifti
 from shared.ct.simulate import simulate_patient
 from shared.ecg.splits import split
 from shared.metrics.classification import macro_auroc
 from shared.metrics.interval import mean_scores
 from shared.metrics.segmentation import metrics_of_rows
+from shared.runs.config import data_root
 from synth_medvlp.datasets import chestxray14, splits
 
 MASKS = {"RSNA": "rsna", "SIIM": "siim", "COVID Rural": "covid-rural"}

@@ -1,7 +1,6 @@
 """One measured line of the audit, and what its demonstrations share: committed predictions, levels, differences."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +27,6 @@ class Row:
     corrected: Value
     difference: Value
     data: str
-
-
-def data_root() -> Path:
-    """DATA_ROOT, with the default of the Makefile."""
-    return Path(os.environ.get("DATA_ROOT", ROOT / "data/official"))
 
 
 def need(path: Path, source: str) -> Path:

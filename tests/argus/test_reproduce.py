@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from argus.cases import spot
 from argus.config import parse
@@ -17,6 +19,8 @@ from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
 from shared.runs.evidence import folder, score
+
+TEACHING = ("smoke", "gpu")  # tiers that train their language model in the run
 
 OVERRIDES = {
     "align-": {"train.steps": 60, "train.lr": 0.003},
@@ -164,9 +168,10 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
 def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
     held, scored = arguments(cfg, "held-out"), arguments(cfg, "held-out-scored", seed=1)
     assert scored.data.sources == ["inspect"] and "inspect" not in held.data.sources
-    for tier in ("smoke", "gpu"):
-        texts = parse(["--config", f"argus/configs/{tier}.yaml"]).reproduce.overrides["lm"]["data.texts"]
-        assert "inspect" not in texts, "nor has the language model read such reports"
+    texts = [parse(["--config", f"argus/configs/{t}.yaml"]).reproduce.overrides["lm"]["data.texts"] for t in TEACHING]
+    shipped = yaml.safe_load(Path("argus/weights/lm/config.yaml").read_text())["data"]["texts"]
+    for read in (*texts, shipped):
+        assert read and "inspect" not in read, "nor has the language model read such reports"
     assert scored.eval.checkpoint.endswith("held-out/seed1/checkpoint")
     assert arguments(cfg, "one-stage-scored").data == scored.data
     assert held.train.steps == arguments(cfg, "one-stage").train.steps

@@ -34,7 +34,7 @@ from synth_medvlp.sampler import Sampler
 from synth_medvlp.train_writer import training_reports
 from synth_medvlp.writer import make
 from tests.benchmarks.row import Row
-from tests.benchmarks.steps import step_s
+from tests.benchmarks.steps import against_reading
 
 SHAPE, TO = (3056, 2544), 256  # pixels of a detector; side of the packed image at paper tier
 N_FILES, N_ROUNDS, BATCH = 8, 3, 32
@@ -161,15 +161,6 @@ def loading(cfg: Config) -> Row:
     """A training step of the laptop tier against the reading of its batch: loading must not be the bottleneck."""
     data = PairDataset([real(cfg)], [None], cfg.data, 0)
     model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, data.vocabulary())).train()
-    collate, items = (
-        Collator(model.tokeniser, cfg.data.augment, cfg.model.image.normalise),
-        range(cfg.train.micro_batch),
-    )
-    read_s = least_s = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        batch = collate([data[i] for i in items])
-        read_s = min(read_s, time.perf_counter() - start)
-        least_s = min(least_s, step_s(model, batch, "cpu", cfg.train.bf16))
-    reference = f"{1000 * read_s:.1f} ms to read it (goal: under a fifth)"
-    return Row(f"synth: laptop step of {len(items)} pairs", 1000 * least_s, "ms", reference, least_s / read_s, 5.0)
+    collate = Collator(model.tokeniser, cfg.data.augment, cfg.model.image.normalise)
+    read = lambda rows: collate([data[i] for i in rows])  # noqa: E731
+    return against_reading("synth", model, read, range(cfg.train.micro_batch), cfg.train.bf16)

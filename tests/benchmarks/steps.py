@@ -5,6 +5,7 @@ because what else runs on the machine only ever slows them down.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -46,13 +47,13 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def against_reading(paper: str, model: torch.nn.Module, collate, items: list[int]) -> Row:
+def against_reading(paper: str, model: torch.nn.Module, collate, items: Sequence[int], bf16: bool = True) -> Row:
     """A laptop step of these items against the reading of its batch: loading must not be the bottleneck."""
     read_s = least_s = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         batch = collate(items)
         read_s = min(read_s, time.perf_counter() - start)
-        least_s = min(least_s, step_s(model, batch, "cpu", bf16=True))
+        least_s = min(least_s, step_s(model, batch, "cpu", bf16))
     reference = f"{1000 * read_s:.1f} ms to read it (goal: under a fifth)"
     return Row(f"{paper}: laptop step of {len(items)} records", 1000 * least_s, "ms", reference, least_s / read_s, 5.0)
