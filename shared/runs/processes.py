@@ -49,8 +49,8 @@ def widest(n: int, device: torch.device) -> int:
 
 
 def end_processes() -> None:
-    """Leave the process group together, if there is one: its threads must not outlive the interpreter, which would abort,
-    nor a process leave while another still talks to it."""
+    """Leave the process group together, if there is one: its threads must not outlive the interpreter, which would
+    abort, nor may a process leave while another still talks to it."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
