@@ -6,7 +6,8 @@ has to give it the list. A small random one learns it from reports of simulated 
 
     [BOS] nodule right upper lobe; emphysema [prompt] A nodule of 7 mm in the right upper lobe is seen. .. [EOS]
 
-The list stands where the visual tokens will.
+The list stands where the visual tokens will. Like these it does not say everything: a tenth of the findings and three
+tenths of their places are left out. Behind complete lists a model learns to copy words, which no visual token spells.
 """
 
 import numpy as np
@@ -19,6 +20,8 @@ from shared.ct.simulate import draw_studies
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import Found, extract
 from shared.runs.config import hash_of
+
+LEFT_OUT, WITHOUT_PLACE = 0.1, 0.3  # shares of the findings of a list
 
 
 def drawn_reports(data: DataConfig) -> pd.DataFrame:
@@ -37,20 +40,22 @@ def drawn_reports(data: DataConfig) -> pd.DataFrame:
 
 
 def texts_hash(data: DataConfig) -> str:
-    """Identifies the texts: the simulator, its seed and the patients."""
-    return hash_of([simulator_hash(), data.simulate and vars(data.simulate), data.rules, data.texts])
+    """Identifies the texts: the simulator, its seed and the patients, and what their lists leave out."""
+    return hash_of(
+        [simulator_hash(), data.simulate and vars(data.simulate), data.rules, data.texts, LEFT_OUT, WITHOUT_PLACE]
+    )
 
 
-def in_words(name: str, found: Found) -> str:
-    """ "nodule left lower lobe, right upper lobe"."""
-    places = sorted(" ".join(filter(None, place)) for place in found.places)
+def in_words(name: str, found: Found, placed: bool) -> str:
+    """ "nodule left lower lobe, right upper lobe"; "nodule" where not placed."""
+    places = sorted(" ".join(filter(None, place)) for place in found.places) if placed else []
     return " ".join([name, ", ".join(filter(None, places))]).replace("_", " ").strip()
 
 
 def listed(report: str, rng: np.random.Generator) -> str:
-    """What a report asserts, in words and in random order."""
-    said = [in_words(name, found) for name, found in extract(report).items() if found.status != "absent"]
-    return "; ".join(said[k] for k in rng.permutation(len(said)))
+    """Most of what a report asserts, in words and in random order."""
+    found = [(name, f) for name, f in extract(report).items() if f.status != "absent" and rng.random() >= LEFT_OUT]
+    return "; ".join(in_words(*found[k], placed=rng.random() >= WITHOUT_PLACE) for k in rng.permutation(len(found)))
 
 
 class LanguageDataset(Examples):
