@@ -6,18 +6,12 @@ first's checkpoint in `train.init`. One process, `torchrun` and `deepspeed` (ZeR
 argus/configs/zero1.json`) all run this file.
 """
 
-import json
-import os
-import shutil
-import time
-from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from argus.config import Config, parse
 from argus.data import (
@@ -35,13 +29,16 @@ from argus.model import PRETRAIN, ArgusModel
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
 from argus.runs import quiet
-from shared.runs.config import dump
-from shared.runs.facts import finished, run_json
-from shared.runs.processes import end_processes
+from shared.runs.facts import finished
+from shared.runs.training import StopsAtBrokenLoss, fit, trainer_arguments
 
 
-class ArgusTrainer(Trainer):
+class ArgusTrainer(StopsAtBrokenLoss, Trainer):
     """The library's Trainer with two learning rates, batches by length and a stop on a loss that is not finite."""
+
+    advice = (
+        "lower train.lr or train.encoder_lr, or look for broken volumes with `python -m argus.prep --config .. --check`"
+    )
 
     def __init__(self, *args, encoder_lr: float | None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -72,58 +69,18 @@ class ArgusTrainer(Trainer):
         batch = t.per_device_train_batch_size * t.gradient_accumulation_steps * t.world_size
         return ByLength(self.train_dataset.lengths, batch, t.data_seed)
 
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {self.state.global_step}: lower train.lr or train.encoder_lr, "
-                "or look for broken volumes with `python -m argus.prep --config .. --check`"
-            )
-        return loss
 
-
-def arguments(cfg: Config, out: Path, processes: int) -> TrainingArguments:
-    """Batch identity: global = micro x accumulation x processes, or an error."""
-    t = cfg.train
-    accumulation, rest = divmod(t.global_batch, t.micro_batch * processes)
-    if rest or not accumulation:
-        raise ValueError(
-            f"train.global_batch {t.global_batch} is no multiple of train.micro_batch {t.micro_batch} "
-            f"x {processes} processes"
-        )
-    cpu = not torch.cuda.is_available()
-    if cpu and t.deepspeed:  # a CPU has no use for the fused all-reduce, and compiling it needs ninja
+def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
+    """What all papers set, and what this one adds."""
+    if cfg.train.deepspeed and not torch.cuda.is_available():
         import deepspeed.ops
 
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=t.micro_batch,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=t.epochs,
-        max_steps=t.steps or -1,
-        learning_rate=t.lr,
-        lr_scheduler_type=t.schedule,
-        warmup_steps=t.warmup_ratio,  # a value below 1 is a share of all steps
-        weight_decay=t.weight_decay,
-        adam_beta2=t.adam_beta2,
-        max_grad_norm=t.max_grad_norm,
-        bf16=t.bf16,
+        **trainer_arguments(cfg, data_hash),
+        max_steps=cfg.train.steps or -1,
+        adam_beta2=cfg.train.adam_beta2,
         activation_checkpointing=cfg.model.gradient_checkpointing,
-        deepspeed=t.deepspeed,
-        use_cpu=cpu,
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        dataloader_num_workers=cfg.data.workers,
-        dataloader_drop_last=True,  # clip needs as many rows in every process
-        save_steps=t.save_steps,
-        save_total_limit=1,
-        logging_steps=t.log_steps,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=not os.isatty(2) or parent_process() is not None,  # reproduce.py shows its own progress
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
     )
 
 
@@ -186,45 +143,25 @@ def main(args: list[str] | None = None) -> Path:
     set_seed(cfg.seed)
     model, tokenizer, train_set, collator = build(cfg, prepared)
     fit_input(cfg, model.encoder, train_set, prepared)
-    work = cfg.run_dir / f"work-{cfg.digest()}-{data_hash}"  # another config never resumes from it
     trainer = ArgusTrainer(
         model=model,
-        args=arguments(cfg, work, int(os.environ.get("WORLD_SIZE", 1))),
+        args=arguments(cfg, data_hash),
         train_dataset=train_set,
         data_collator=collator,
         encoder_lr=cfg.train.encoder_lr,
     )
     trainer.remove_callback(PrinterCallback)  # the losses are in run.json
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
-    wall_s = time.perf_counter() - start
-
-    if trainer.is_world_process_zero():
-        (cfg.run_dir / "run.json").unlink(missing_ok=True)  # it must never vouch for other weights
-    trainer.save_model(str(cfg.run_dir / "checkpoint"))
-    if trainer.is_world_process_zero():
-        if tokenizer is not None:
-            tokenizer.save_pretrained(cfg.run_dir / "checkpoint")
-        (cfg.run_dir / "checkpoint" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says it all
-        (cfg.run_dir / "config.yaml").write_text(dump(cfg))
-        run = run_json(
-            cfg,
-            trainer,
-            wall_s,
-            data_hash=data_hash,
-            split_sha256="" if text_only else prepared.split_sha256,
-            source="simulated" if text_only else prepared.source,
-            n_train=len(train_set),
-            n_visual=getattr(getattr(model, "compressor", None), "n_tokens", 0),
-            peak_gpu_mb=torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0,
-            shown={"n_truncated": train_set.n_truncated},
-        )
-        (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
-        shutil.rmtree(work)
-        last = "".join(f", loss {entry['loss']:.3f} at step {entry['step']}" for entry in run["loss_log"][-1:])
-        print(f"trained: {cfg.run_dir}, {run['steps']} steps{last}")
-    end_processes()
-    return cfg.run_dir
+    return fit(
+        cfg,
+        trainer,
+        tokenizer,
+        data_hash=data_hash,
+        split_sha256="" if text_only else prepared.split_sha256,
+        source="simulated" if text_only else prepared.source,
+        n_train=len(train_set),
+        n_visual=getattr(getattr(model, "compressor", None), "n_tokens", 0),
+        shown={"n_truncated": train_set.n_truncated},
+    )
 
 
 if __name__ == "__main__":

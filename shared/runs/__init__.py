@@ -4,7 +4,8 @@
     facts.py     run.json, and whether a run is finished
     paper.py     what a paper says of itself: its experiments and how they are scored
     engine.py    experiments -> runs in waves, resumable
+    training.py  what surrounds a Trainer: its arguments, and what a run leaves behind
     evidence.py  predictions under results/ -> scorecard and REPRODUCTION.md
 
-No model, no training, no deep-learning library: those belong to the papers.
+No model and no training loop: those belong to the papers.
 """

@@ -128,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_weights(extra, cache, tmp_path, monkey
 def test_two_learning_rates_and_accumulation(cache, tmp_path):
     cfg = parse(options(tmp_path, "--train.encoder_lr=1e-6", "--train.global_batch=4", "--train.adam_beta2=0.95"))
     model, _, train_set, collator = entry.build(cfg, prepare(cfg.data))
-    args = entry.arguments(cfg, tmp_path, 1)
+    args = entry.arguments(cfg, "")
     trainer = entry.ArgusTrainer(
         model=model, args=args, train_dataset=train_set, data_collator=collator, encoder_lr=cfg.train.encoder_lr
     )
@@ -140,7 +140,7 @@ def test_two_learning_rates_and_accumulation(cache, tmp_path):
     assert args.gradient_accumulation_steps == 2
     cfg.train.global_batch = 5
     with pytest.raises(ValueError, match=r"train\.global_batch 5"):
-        entry.arguments(cfg, tmp_path, 1)
+        entry.arguments(cfg, "")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path):

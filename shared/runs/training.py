@@ -1,0 +1,112 @@
+"""What surrounds the Trainer call of every paper: its arguments, the stop at a broken loss, what a run leaves behind.
+
+The call itself, the model and the data are the paper's; a Trainer comes in as it is, so nothing is imported for it.
+"""
+
+import json
+import os
+import shutil
+import time
+from multiprocessing import parent_process
+from pathlib import Path
+
+import torch
+
+from shared.runs.config import RunConfig, dump
+from shared.runs.facts import run_json
+from shared.runs.processes import end_processes
+
+
+class StopsAtBrokenLoss:
+    """Stands before `Trainer` among the bases of a class: a loss that is not finite ends the run."""
+
+    advice = "lower train.lr, or look for broken records with `python -m shared.download --check --verify`"
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.state.global_step}: {self.advice}")
+        return loss
+
+
+def n_processes() -> int:
+    """How many will train together; known before they have found each other."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def over_all_processes(model: torch.nn.Module) -> torch.nn.Module:
+    """BatchNorm takes its statistics over the global batch, as on one GPU."""
+    several = n_processes() > 1 and torch.cuda.is_available()
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if several else model
+
+
+def trainer_arguments(cfg: RunConfig, data_hash: str) -> dict:
+    """Options of `TrainingArguments` by the keys of `RunTrainConfig`; a paper adds its own.
+
+    Raises ValueError where the global batch is not micro batch x accumulation x processes.
+    """
+    t = cfg.train
+    accumulation, rest = divmod(t.global_batch, t.micro_batch * n_processes())
+    if rest or not accumulation:
+        raise ValueError(
+            f"train.global_batch {t.global_batch} is no multiple of train.micro_batch {t.micro_batch} "
+            f"x {n_processes()} processes"
+        )
+    return {
+        "output_dir": str(cfg.run_dir / f"work-{cfg.digest()}-{data_hash}"),  # another config never resumes from it
+        "per_device_train_batch_size": t.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": t.epochs,
+        "learning_rate": t.lr,
+        "lr_scheduler_type": t.schedule,
+        "warmup_steps": t.warmup_ratio,  # a value below 1 is a share of all steps
+        "weight_decay": t.weight_decay,
+        "max_grad_norm": t.max_grad_norm,
+        "bf16": t.bf16,
+        "deepspeed": t.deepspeed,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": cfg.seed,
+        "data_seed": cfg.seed,
+        "dataloader_num_workers": cfg.data.workers,
+        "dataloader_drop_last": True,  # contrasts need whole batches, BatchNorm more than one record
+        "save_steps": t.save_steps,
+        "save_total_limit": 1,
+        "logging_steps": t.log_steps,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": not os.isatty(2) or parent_process() is not None,  # reproduce.py shows its own progress
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def fit(cfg: RunConfig, trainer, tokenizer=None, **facts) -> Path:
+    """Train from the last checkpoint, if there is one; write `checkpoint/`, `config.yaml` and `run.json`; returns the
+    run's folder.
+
+    trainer: a Trainer with the options of `trainer_arguments`; tokenizer: saved with the weights; facts: what the paper
+    adds to `run.json`, at least `data_hash`.
+    """
+    work = Path(trainer.args.output_dir)
+    start = time.perf_counter()
+    if cfg.train.epochs:
+        trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
+    wall_s = time.perf_counter() - start
+    if trainer.is_world_process_zero():
+        (cfg.run_dir / "run.json").unlink(missing_ok=True)  # it must never vouch for other weights
+    trainer.save_model(str(cfg.run_dir / "checkpoint"))
+    if trainer.is_world_process_zero():
+        if tokenizer is not None:
+            tokenizer.save_pretrained(cfg.run_dir / "checkpoint")
+        (cfg.run_dir / "checkpoint" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says it all
+        (cfg.run_dir / "config.yaml").write_text(dump(cfg))
+        facts["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
+        run = run_json(cfg, trainer, wall_s, **facts)
+        (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
+        shutil.rmtree(work, ignore_errors=True)
+        losses = [f"{entry['loss']:.3f}" for entry in run["loss_log"]] or ["not logged"]
+        print(
+            f"trained: {cfg.run_dir}, {run['steps']} steps, loss {' -> '.join(dict.fromkeys((losses[0], losses[-1])))}"
+        )
+    end_processes()
+    return cfg.run_dir
