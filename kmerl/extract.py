@@ -26,7 +26,7 @@ from scipy.sparse import csr_matrix
 from kmerl import dictionary
 from kmerl.backends import Backend, Reading, make
 from kmerl.dictionary import Found
-from shared.locks import locked
+from shared.locks import entries, locked
 from shared.runs.config import cache_root
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def read_cached(backend: Backend, statements: list[str], folder: Path) -> list[R
     path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', backend.name)[-60:]}-{key}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):
-        known = _read_cache(path)
+        known = {r.statement: r for r in entries(path, _reading, "reading")}
         todo = [s for s in statements if s not in known]
         log.info("%s: %d unique statements, %d of them to read", backend.name, len(statements), len(todo))
         with path.open("a", encoding="utf-8") as cache:
@@ -131,21 +131,8 @@ def read_cached(backend: Backend, statements: list[str], folder: Path) -> list[R
     return [known[s] for s in statements]
 
 
-def _read_cache(path: Path) -> dict[str, Reading]:
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    known = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            known[entry["statement"]] = Reading(entry["statement"], tuple(Found(*f) for f in entry["found"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a reading ({error}); delete the line") from error
-    return known
+def _reading(entry: dict) -> Reading:
+    return Reading(entry["statement"], tuple(Found(*f) for f in entry["found"]))
 
 
 def audit_table(readings: list[Reading], n_reports: np.ndarray, backend: str) -> pd.DataFrame:

@@ -13,18 +13,14 @@ import hashlib
 import json
 import logging
 import os
-import re
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
-from jsonschema import Draft202012Validator
 
+from shared.chat import Endpoint, system_and_user, until_valid, words
+from shared.locks import entries
 from shared.metrics.interval import Scores
 
 log = logging.getLogger(__name__)
@@ -54,17 +50,6 @@ SCHEMA = {
     "required": list(CRITERIA),
 }
 
-FATAL_STATUS = (401, 403, 404, 405)  # the key, the model or the address is wrong: every other pair would fail too
-MAX_WAIT_S = 60.0
-
-
-class JudgeError(RuntimeError):
-    """The endpoint cannot be used at all; ratings given so far are in the cache."""
-
-
-class _BadReply(ValueError):
-    """A reply that is not a rating."""
-
 
 def judge_reports(
     pairs: pd.DataFrame,
@@ -85,36 +70,26 @@ def judge_reports(
     replies that are no valid rating, with the wait doubling from backoff_s.
     Returns id, the four criteria (float, 1-5), and `error`: "" or why the pair got no rating. Pairs that fail are NaN,
     counted and logged; they are never given a score. Equal pairs are asked once.
-    Raises JudgeError where the endpoint refuses the key, the model or the address, or cannot be reached.
+    Raises EndpointError where the endpoint refuses the key, the model or the address, or cannot be reached.
     """
-    # Without any key the client would fall back on the user's hub token and send that to base_url.
-    api_key = api_key or os.environ.get("JUDGE_API_KEY") or "none"
-    client = InferenceClient(base_url=base_url, api_key=api_key, timeout=timeout_s)
+    cfg = SimpleNamespace(base_url=base_url, model=model, workers=workers, retries=retries, timeout_s=timeout_s,
+                          backoff_s=backoff_s, max_new_tokens=1024)  # fmt: skip
+    judge = Endpoint(cfg, api_key or os.environ.get("JUDGE_API_KEY"))
     keys = [_key(model, row.reference, row.prediction) for row in pairs.itertuples()]
-    ratings = _read_cache(cache_path)
+    ratings = dict(entries(cache_path, lambda e: (e["key"], {name: e[name] for name in CRITERIA}), "rating"))
     todo = {key: row for key, row in zip(keys, pairs.itertuples(), strict=True) if key not in ratings}
     log.info("judge %s: %d pairs, %d of them to ask", model, len(pairs), len(todo))
-    lock, errors, abort = threading.Lock(), {}, threading.Event()
-
-    def ask(item) -> None:
-        key, row = item
-        if abort.is_set():
-            return
-        try:
-            rating = _ask(client, model, row.reference, row.prediction, retries, backoff_s)
-        except JudgeError:
-            abort.set()
-            raise
-        except (_BadReply, HTTPError) as error:
-            errors[key] = _words(error)
-            return
-        with lock, open(cache_path, "a", encoding="utf-8") as cache:
-            cache.write(json.dumps({"key": key, "id": str(row.id), "model": model, **rating}) + "\n")
-            ratings[key] = rating
-
     Path(cache_path).parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(ask, todo.items()))
+    errors: dict[str, str] = {}
+    asked = ((key, until_valid(_question(row), SCHEMA, dict, retries)) for key, row in todo.items())
+    with open(cache_path, "a", encoding="utf-8") as cache:
+        for key, (reply, error, _) in judge.hold(asked):
+            if error:
+                errors[key] = words(error)
+                continue
+            ratings[key] = {name: int(reply[name]) for name in CRITERIA}
+            cache.write(json.dumps({"key": key, "id": str(todo[key].id), "model": model, **ratings[key]}) + "\n")
+            cache.flush()
 
     table = pd.DataFrame({"id": pairs["id"].to_numpy()})
     for name in CRITERIA:
@@ -142,91 +117,10 @@ def _mean_of_rated(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
 
-def _words(error: Exception) -> str:
-    status = f"HTTP {error.response.status_code}: " if isinstance(error, HfHubHTTPError) else ""
-    return f"{status}{error}"[:300]
-
-
 def _key(model: str, reference: str, prediction: str) -> str:
     return hashlib.sha256(json.dumps([model, PROMPT, reference, prediction]).encode()).hexdigest()
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, int]]:
-    """Accepted ratings by key. A last line that was cut by a kill is cut off, so that the next one starts clean."""
-    path = Path(path)
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    ratings = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            ratings[entry["key"]] = {name: entry[name] for name in CRITERIA}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a rating ({error}); delete the line") from error
-    return ratings
-
-
-def _ask(client, model, reference, prediction, retries, backoff_s) -> dict[str, int]:
-    content = f"<reference>\n{reference}\n</reference>\n<candidate>\n{prediction}\n</candidate>"
-    question = [{"role": "system", "content": PROMPT}, {"role": "user", "content": content}]
-    messages = question
-    for attempt in range(retries + 1):
-        wait_s = backoff_s * 2**attempt
-        try:
-            reply = _reply(client, model, messages)
-            try:
-                return _parse(reply)
-            except _BadReply as error:
-                # At temperature 0 the same question gives the same broken reply: show it, and what is wrong with it.
-                complaint = f"That was no valid answer: {error}. Answer with the JSON object only."
-                said = [{"role": "assistant", "content": reply}, {"role": "user", "content": complaint}]
-                messages = question + (said if reply else [])
-                raise
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status in FATAL_STATUS:
-                raise JudgeError(f"the judge refuses model {model!r}, key or address: {_words(error)}") from error
-            if attempt == retries or (status != 429 and status < 500):
-                raise
-            asked = error.response.headers.get("Retry-After", "")
-            wait_s = max(wait_s, float(asked)) if asked.isdigit() else wait_s
-        except (_BadReply, InferenceTimeoutError):
-            if attempt == retries:
-                raise
-        except HTTPError as error:  # no HTTP answer: refused, cut, unknown host
-            if attempt == retries:
-                raise JudgeError(f"no judge answers at {client.model}: {error}; is the server running?") from error
-        log.debug("judge: attempt %d failed, waiting %.1f s", attempt + 1, wait_s)
-        time.sleep(min(wait_s, MAX_WAIT_S))
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _reply(client: InferenceClient, model: str, messages: list[dict]) -> str:
-    try:
-        answer = client.chat_completion(messages, model=model, temperature=0.0, max_tokens=1024)
-    except HTTPError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:  # the body is no JSON, or no chat completion
-        raise _BadReply(f"the endpoint's answer is no chat completion ({error})") from error
-    if not answer.choices:
-        raise _BadReply("the endpoint's answer has no choices")
-    return answer.choices[0].message.content or ""
-
-
-def _parse(reply: str) -> dict[str, int]:
-    """The rating in a reply; text or a code fence around the JSON object is tolerated, a wrong object is not."""
-    found = re.search(r"\{.*\}", reply, re.DOTALL)
-    if not found:
-        raise _BadReply("no JSON object in the reply")
-    try:
-        rating = json.loads(found.group())
-    except ValueError as error:
-        raise _BadReply(f"broken JSON ({error})") from error
-    problems = [error.message for error in Draft202012Validator(SCHEMA).iter_errors(rating)]
-    if problems:
-        raise _BadReply("; ".join(problems))
-    return {name: int(rating[name]) for name in CRITERIA}
+def _question(row) -> list[dict]:
+    content = f"<reference>\n{row.reference}\n</reference>\n<candidate>\n{row.prediction}\n</candidate>"
+    return system_and_user(PROMPT, content)

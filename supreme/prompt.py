@@ -7,15 +7,15 @@ with what is wrong; an entity whose words do not stand in the statement is dropp
 """
 
 import json
-import re
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from jsonschema import Draft202012Validator
+
+from shared.chat import BadReply, Dialogue, Usage, system_and_user, until_valid
 
 PROMPT = Path(__file__).with_name("prompt.yaml")
 CATEGORIES = (
@@ -43,20 +43,6 @@ class Entity(NamedTuple):
     residual: bool = False  # "otherwise normal", "normal except for ..": always a hedged normal ECG
 
 
-class Usage(NamedTuple):
-    """What a reading cost: requests, those of them that were repeated, and tokens."""
-
-    calls: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def plus(self, again: bool, prompt_tokens: int = 0, completion_tokens: int = 0) -> "Usage":
-        """After one request more; again: it repeats one that came to nothing."""
-        more = (1, int(again), prompt_tokens, completion_tokens)
-        return Usage(*(a + b for a, b in zip(self, more, strict=True)))
-
-
 class Reading(NamedTuple):
     """One statement, read. entities: () where nothing is named; error: "" or why it could not be read; ungrounded: what
     was dropped, each with its `reason`."""
@@ -66,14 +52,6 @@ class Reading(NamedTuple):
     error: str = ""
     ungrounded: tuple[dict, ...] = ()
     usage: Usage = Usage()
-
-
-class BadReply(ValueError):
-    """A reply that is not what was asked for; its text is said back to the model. ungrounded: what it made up."""
-
-    def __init__(self, message: str, ungrounded: tuple[dict, ...] = ()):
-        super().__init__(message)
-        self.ungrounded = ungrounded
 
 
 def _list_of(key: str, item: dict, optional: tuple[str, ...] = ()) -> dict:
@@ -143,7 +121,7 @@ def ground(items: list[dict], statement: str) -> tuple[tuple[Entity, ...], tuple
     return tuple(dict.fromkeys(entities)), tuple(ungrounded)
 
 
-# --- the dialogue: a generator that yields (messages, schema, number of the attempt) and is sent the reply ---
+# --- the dialogue ---
 
 
 @lru_cache(maxsize=1)
@@ -174,52 +152,20 @@ def _quoted(statement: str) -> str:
 
 
 Answer = tuple[tuple[Entity, ...], tuple[dict, ...]]  # entities, ungrounded
-Dialogue = Generator[tuple[list[dict], dict, int], str, Answer]
 
 
 def dialogue(statement: str, retries: int, verify: bool) -> Dialogue:
     """Extraction, then the second pass, each asked again up to `retries` times. Raises the last BadReply."""
     accept = lambda reply: _entities(reply, statement)  # noqa: E731
-    entities, ungrounded = yield from _until_valid(question(statement), EXTRACT_SCHEMA, accept, retries)
+    entities, ungrounded = yield from until_valid(question(statement), EXTRACT_SCHEMA, accept, retries)
     if not (verify and entities):
         return entities, ungrounded
     listed = [{"entity": e.entity, "certainty": e.certainty, "surface": e.surface} for e in entities]
     content = f"{_quoted(statement)}\n<entities>\n{json.dumps(listed)}\n</entities>"
-    asked = [{"role": "system", "content": texts()["verify"]}, {"role": "user", "content": content}]
-    occurs = yield from _until_valid(asked, VERIFY_SCHEMA, lambda reply: _verdicts(reply, entities), retries)
+    asked = system_and_user(texts()["verify"], content)
+    occurs = yield from until_valid(asked, VERIFY_SCHEMA, lambda reply: _verdicts(reply, entities), retries)
     refused = tuple(as_item(e) | {"reason": REJECTED} for e, there in zip(entities, occurs, strict=True) if not there)
     return tuple(e for e, there in zip(entities, occurs, strict=True) if there), ungrounded + refused
-
-
-def _until_valid(asked: list[dict], schema: dict, accept, retries: int):
-    messages = asked
-    for attempt in range(retries + 1):
-        reply = yield messages, schema, attempt
-        try:
-            return accept(_parse(reply, schema))
-        except BadReply as error:
-            if attempt == retries:
-                raise
-            # A greedy model gives the same broken reply to the same question: show it, and what is wrong with it.
-            complaint = f"That was no valid answer: {error}. Answer with the JSON object only."
-            said = [{"role": "assistant", "content": reply}, {"role": "user", "content": complaint}]
-            messages = asked + (said if reply.strip() else [])
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _parse(reply: str, schema: dict) -> dict:
-    """The object in a reply; text or a code fence around it is tolerated, a wrong object is not."""
-    at = re.search(r"\{.*\}", reply, re.DOTALL)
-    if not at:
-        raise BadReply("no JSON object in the reply")
-    try:
-        value = json.loads(at.group())
-    except (ValueError, RecursionError) as error:
-        raise BadReply(f"broken JSON ({error})") from error
-    problems = [error.message for error in Draft202012Validator(schema).iter_errors(value)]
-    if problems:
-        raise BadReply("; ".join(problems)[:500])
-    return value
 
 
 def _entities(reply: dict, statement: str) -> Answer:

@@ -8,9 +8,7 @@ is a `Reply`, also where it is of no use: empty, a refusal, in another form, cut
 
 import os
 import re
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
@@ -20,9 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 import yaml
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
+from huggingface_hub.errors import HTTPError
 
+from shared.chat import BadReply, Endpoint, as_done
 from synth_medvlp.entities import ANATOMY, TYPES, Entity
 from synth_medvlp.lexicon import elements
 from synth_medvlp.sampler import Request
@@ -35,8 +33,6 @@ PROMPT = Path(__file__).with_name("writer_prompt.yaml")
 END, FINDINGS, IMPRESSION = "</s>", "<FINDINGS>", "<IMPRESSION>"
 SPECIAL = ("<pad>", END, FINDINGS, IMPRESSION, *(f"<{kind}>" for kind in TYPES))
 API_KEY = "WRITER_API_KEY"  # environment variable, so that no key stands in a config
-FATAL_STATUS = (401, 403, 404, 405)  # key, model or address are wrong: every other request would fail too
-MAX_WAIT_S = 60.0
 _BEST = 64  # tokens among which the top-p ones nearly always are
 ERRORS = ("empty", "refusal", "format", "cut", "endpoint")
 _REFUSAL = re.compile(r"(?:i['’]?m |i am )?(?:sorry\b|unable\b)|i (?:can['’]?t|cannot|won['’]?t)\b|as an ai\b", re.I)
@@ -74,10 +70,6 @@ class Writer(Protocol):
 
     def write_impression(self, findings: Sequence[str], requests: Sequence[Request],
                          feedback: Sequence[Feedback | None], seeds: Sequence[int]) -> list[Reply]: ...  # fmt: skip
-
-
-class WriterError(RuntimeError):
-    """The backend cannot be used at all; what was written so far is in the manifest."""
 
 
 def make(cfg: "WriterConfig") -> Writer:
@@ -282,9 +274,7 @@ class EndpointWriter:
 
     def __init__(self, cfg: "WriterConfig"):
         self.cfg, self.name, self.prompt_version = cfg, f"{cfg.model}@{cfg.revision or 'endpoint'}", _hash(PROMPT)
-        # Without any key the client would fall back on the user's hub token and send that to base_url.
-        key = os.environ.get(API_KEY) or "none"
-        self.client = InferenceClient(base_url=cfg.base_url, api_key=key, timeout=cfg.timeout_s)
+        self.endpoint = Endpoint(cfg, os.environ.get(API_KEY))
 
     def write_findings(self, requests, feedback, seeds) -> list[Reply]:
         return self._write([None] * len(requests), requests, feedback, seeds)
@@ -293,44 +283,13 @@ class EndpointWriter:
         return self._write(findings, requests, feedback, seeds)
 
     def _write(self, findings, requests, feedback, seeds) -> list[Reply]:
-        with ThreadPoolExecutor(self.cfg.workers) as pool:
-            try:
-                return list(pool.map(self._one, requests, findings, feedback, seeds))
-            except WriterError:
-                pool.shutdown(cancel_futures=True)
-                raise
+        items = enumerate(zip(requests, findings, feedback, seeds, strict=True))
+        replies = dict(as_done(lambda item: (item[0], self._one(*item[1])), items, self.cfg.workers))
+        return [replies[i] for i in range(len(requests))]
 
     def _one(self, request: Request, findings: str | None, feedback: Feedback | None, seed: int) -> Reply:
-        """The reply; waits and asks again on 429, server errors, timeouts and bodies that are no completion."""
-        asked, at = messages(request, findings, feedback, self.cfg.impression_words), self.cfg.base_url
-        for again in range(self.cfg.retries + 1):
-            wait_s = self.cfg.backoff_s * 2**again
-            try:
-                return self._complete(asked, seed)
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                if status in FATAL_STATUS:
-                    raise WriterError(f"{at} refuses model, key or address: HTTP {status}: {error}") from error
-                if status != 429 and status < 500:
-                    break
-                told = error.response.headers.get("Retry-After", "")
-                wait_s = max(wait_s, float(told)) if told.isdigit() else wait_s
-            except (InferenceTimeoutError, ValueError, TypeError, KeyError):  # too late, no JSON, no chat completion
-                pass
-            except HTTPError as error:  # no HTTP answer: refused, cut, unknown host
-                if again == self.cfg.retries:
-                    raise WriterError(f"nobody answers at {at}: {error}; is the server running?") from error
-            if again < self.cfg.retries:
-                time.sleep(min(wait_s, MAX_WAIT_S))
-        return Reply("", error="endpoint")
-
-    def _complete(self, asked: list[dict], seed: int) -> Reply:
-        answer = self.client.chat_completion(
-            asked, model=self.cfg.model, temperature=self.cfg.temperature, top_p=self.cfg.top_p,
-            max_tokens=self.cfg.max_new_tokens, seed=seed,
-        )  # fmt: skip
-        if not answer.choices:
-            raise ValueError("the answer has no choices")
-        first, usage = answer.choices[0], answer.usage  # not every server counts tokens
-        counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
-        return _reply(first.message.content or "", *counts, first.finish_reason != "length")
+        asked = messages(request, findings, feedback, self.cfg.impression_words)
+        try:
+            return _reply(*self.endpoint.ask(asked, temperature=self.cfg.temperature, top_p=self.cfg.top_p, seed=seed))
+        except (BadReply, HTTPError):
+            return Reply("", error="endpoint")

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,12 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
+from shared.chat import BadReply, Endpoint, EndpointError, words
 from synth_medvlp.screening import NO, QUESTIONS, UNREAD, YES, AuditConfig
 
 API_KEY = "SCREEN_API_KEY"  # environment variable, so that no key stands in a config
-FATAL_STATUS = (401, 403, 404, 405)  # key, model or address are wrong: every other image would fail too
-MAX_WAIT_S = 60.0
 PROMPT = (
     "You check images for a set of chest X-rays. Answer each question about this image with YES or NO.\n"
     + "\n".join(f"{i}. {question}" for i, question in enumerate(QUESTIONS.values(), 1))
@@ -33,10 +32,6 @@ REMINDER = "Reply with JSON only: the keys 1 to 6, each with YES or NO. Nothing 
 _VALUES = {"yes": YES, "true": YES, "no": NO, "false": NO}
 _NUMBERED = re.compile(r"^\W*(?:q(?:uestion)?\s*)?([1-6])\b(.*)$", re.IGNORECASE | re.MULTILINE)
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-
-
-class ScreenError(RuntimeError):
-    """The model cannot be asked at all; what was answered so far is in the journal."""
 
 
 def read(reply: str) -> list[int] | None:
@@ -74,7 +69,7 @@ def _from_lines(reply: str) -> list[int] | None:
 
 
 class MllmScreener:
-    """`screening.Screener` of `audit.screener: mllm | endpoint`. Raises ScreenError where the endpoint refuses."""
+    """`screening.Screener` of `audit.screener: mllm | endpoint`. Raises EndpointError where the endpoint refuses."""
 
     def __init__(self, cfg: AuditConfig):
         self.cfg, self.counts = cfg, Counter()
@@ -183,12 +178,7 @@ class _Endpoint:
     """Any endpoint that speaks the OpenAI chat-completions protocol with images, `audit.workers` at a time."""
 
     def __init__(self, cfg: AuditConfig):
-        from huggingface_hub import InferenceClient
-
-        # Without any key the client would fall back on the user's hub token and send that to base_url.
-        key = os.environ.get(API_KEY) or "none"
-        self.cfg = cfg
-        self.client = InferenceClient(base_url=cfg.base_url, api_key=key, timeout=cfg.timeout_s)
+        self.cfg, self.endpoint = cfg, Endpoint(cfg, os.environ.get(API_KEY))
 
     def __call__(self, images: list[np.ndarray], earlier: list[list[str]]) -> list[str]:
         with ThreadPoolExecutor(self.cfg.workers) as pool:
@@ -196,38 +186,14 @@ class _Endpoint:
 
     def _one(self, image: np.ndarray, earlier: list[str]) -> str:
         """The reply; "" where the server answers, but never with a completion."""
-        from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
-
         messages = _conversation({"type": "image_url", "image_url": {"url": data_url(image)}}, earlier, str)
-        for attempt in range(self.cfg.retries + 1):
-            wait_s = self.cfg.backoff_s * 2**attempt
-            try:
-                return self._complete(messages)
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                if status in FATAL_STATUS:
-                    raise ScreenError(f"{self.cfg.base_url} refuses model, key or address: HTTP {status}") from error
-                if status != 429 and status < 500:
-                    raise ScreenError(f"{self.cfg.base_url} refuses the request: HTTP {status}: {error}") from error
-                asked, problem = error.response.headers.get("Retry-After", ""), error
-                wait_s = max(wait_s, float(asked)) if asked.isdigit() else wait_s
-            except (InferenceTimeoutError, ValueError, TypeError, KeyError, IndexError) as error:
-                problem = error
-            except HTTPError as error:  # no HTTP answer: refused, cut, unknown host
-                if attempt == self.cfg.retries:
-                    raise ScreenError(f"nobody answers at {self.cfg.base_url}: {error}") from error
-                problem = error
-            if attempt < self.cfg.retries:
-                time.sleep(min(wait_s, MAX_WAIT_S))
-        if isinstance(problem, HfHubHTTPError):
-            raise ScreenError(f"{self.cfg.base_url} is busy or broken: {problem}; run again to go on") from problem
-        return ""
-
-    def _complete(self, messages: list[dict]) -> str:
-        answer = self.client.chat_completion(
-            messages, model=self.cfg.model, temperature=0.0, max_tokens=self.cfg.max_new_tokens
-        )
-        return answer.choices[0].message.content or ""
+        try:
+            return self.endpoint.ask(messages).text
+        except HfHubHTTPError as error:
+            at = self.cfg.base_url
+            raise EndpointError(f"{at} is busy or refuses the request: {words(error)}; run again to go on") from error
+        except (BadReply, InferenceTimeoutError):
+            return ""
 
 
 def data_url(image: np.ndarray) -> str:

@@ -10,20 +10,44 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_server import BROKEN, GOOD, good, running
+from chat_server import StatementServer, running, save_tiny_llm
 
+from shared.chat import parse
 from supreme import backends, prompt, rules
-from supreme.backends import BackendError, make, read_statements, write_jsonl
+from supreme.backends import make, read_statements, write_jsonl
 from supreme.extract import ExtractConfig
-from supreme.prompt import EXTRACT_SCHEMA, REJECTED, VERIFY_SCHEMA, ground, paper_view
+from supreme.prompt import EXTRACT_SCHEMA, REJECTED, VERIFY_SCHEMA, as_item, ground, paper_view
 
 STATEMENT = "sinus rhythm with pacs, no lvh, possible inferior infarct"
 STATEMENTS = [STATEMENT, "otherwise normal ecg", "poor data quality", "no previous ecg available for comparison"]
 
 
+GOOD = {
+    "surface": "sinus rhythm", "entity": "sinus rhythm", "category": "rhythm", "polarity": "normal",
+    "certainty": "definite", "temporality": "current", "location": [], "residual": False,
+}  # fmt: skip
+BROKEN = {
+    "prose": "The statement speaks of a normal heart.",
+    "cut": '{"entities": [{"surface": "sinus rhy',
+    "empty": "",
+    "certainty": json.dumps({"entities": [GOOD | {"certainty": "maybe"}]}),
+    "made-up": json.dumps({"entities": [GOOD | {"surface": "words that nobody wrote"}]}),
+    "wrong-span": json.dumps({"entities": [GOOD | {"span": [0, 3]}]}),
+    "missing": json.dumps({"entities": [{"surface": "sinus rhythm", "entity": "sinus rhythm"}]}),
+    "extra": json.dumps({"entities": [GOOD | {"confidence": 0.9}]}),
+    "list": json.dumps(["sinus rhythm"]),
+}
+
+
+def good(statement: str) -> str:
+    items = [{k: v for k, v in as_item(e).items() if k != "span"} for e in rules.read(statement)]
+    return json.dumps({"entities": items})
+
+
 @pytest.fixture
 def server():
-    with running() as server:
+    with running(StatementServer(good)) as server:
+        server.broken = BROKEN
         yield server
 
 
@@ -45,7 +69,7 @@ def test_the_few_shot_pairs_obey_what_they_teach():
     shots = prompt.texts()["shots"]
     assert len(shots) >= 2
     for shot in shots:
-        prompt._parse(json.dumps({"entities": shot["entities"]}), EXTRACT_SCHEMA)
+        parse(json.dumps({"entities": shot["entities"]}), EXTRACT_SCHEMA)
         entities, ungrounded = ground(shot["entities"], shot["statement"])
         assert len(entities) == len(shot["entities"]) and not ungrounded
         assert [(e.entity, e.certainty, e.residual) for e in entities] == [
@@ -94,16 +118,9 @@ def test_a_statement_is_read_and_verified_and_the_requests_are_what_the_protocol
     assert reading.usage == (2, 0, 200, 14)
     assert len(server.requests) == 2
     for (headers, body), schema in zip(server.requests, (EXTRACT_SCHEMA, VERIFY_SCHEMA), strict=True):
-        assert {k.lower(): v for k, v in headers.items()}["authorization"] == "Bearer secret"
+        assert headers["authorization"] == "Bearer secret"
         assert body["model"] == "llm" and body["temperature"] == 0 and body["max_tokens"] == 512
         assert body["response_format"]["value"] == schema
-
-
-def test_the_users_hub_token_is_not_sent_to_the_endpoint(server, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_private")
-    monkeypatch.delenv(backends.API_KEY, raising=False)
-    _read(_config(server), STATEMENT)
-    assert "hf_private" not in json.dumps([headers for headers, _ in server.requests])
 
 
 def test_the_second_pass_rejects_and_what_it_rejects_is_listed(server):
@@ -124,17 +141,9 @@ def test_it_asks_again_and_reads_the_statement(server, behaviour):
     assert (reading.usage.calls, reading.usage.retries) == (4, 2)
 
 
-def test_a_broken_reply_is_shown_to_the_model_with_what_is_wrong(server):
-    _read(_config(server), "bad certainty 1 sinus rhythm")
-    again = server.requests[1][1]["messages"]
-    assert again[:-2] == server.requests[0][1]["messages"]
-    assert [m["role"] for m in again[-2:]] == ["assistant", "user"]
-    assert again[-2]["content"] == BROKEN["certainty"] and "'maybe' is not one of" in again[-1]["content"]
-
-
 def test_what_is_made_up_is_dropped_and_the_rest_is_kept(server, monkeypatch):
     made_up = GOOD | {"surface": "atrial flutter", "entity": "atrial flutter"}
-    monkeypatch.setattr("chat_server.good", lambda statement: json.dumps({"entities": [made_up, GOOD]}))
+    monkeypatch.setattr(server, "read", lambda statement: json.dumps({"entities": [made_up, GOOD]}))
     reading = _read(_config(server), "sinus rhythm")["sinus rhythm"]
     assert [e.entity for e in reading.entities] == ["sinus rhythm"] and not reading.error
     assert [(u["surface"], u["reason"]) for u in reading.ungrounded] == [("atrial flutter", "not in the statement")]
@@ -143,26 +152,9 @@ def test_what_is_made_up_is_dropped_and_the_rest_is_kept(server, monkeypatch):
 
 def test_a_broken_second_pass_is_asked_again(server, monkeypatch):
     answers = iter(["nonsense", '{"verdicts": []}', '{"verdicts": [{"entity": "sinus rhythm", "occurs": true}]}'])
-    monkeypatch.setattr("chat_server.Handler.verdicts", lambda self, content: next(answers))
+    monkeypatch.setattr(server, "verdicts", lambda content: next(answers))
     reading = _read(_config(server), "sinus rhythm")["sinus rhythm"]
     assert len(reading.entities) == 1 and len(server.requests) == 4
-
-
-def test_a_timeout_is_asked_again(server):
-    statement = "bad slow 1 sinus rhythm"
-    assert _read(_config(server, timeout_s=0.25), statement)[statement].entities
-
-
-def test_retry_after_is_obeyed_and_the_wait_doubles_without_it(server, monkeypatch):
-    waits = []
-    monkeypatch.setattr(backends.time, "sleep", waits.append)
-    server.retry_after = "7"
-    _read(_config(server, backoff_s=2.0), "bad 429 2 sinus rhythm")
-    assert waits == [7.0, 7.0]
-    waits.clear()
-    server.retry_after = None
-    _read(_config(server, backoff_s=2.0), "bad 503 2 sinus rhythm")
-    assert waits == [2.0, 4.0]
 
 
 def test_failures_are_said_and_bounded_and_never_read_as_nothing(server):
@@ -172,42 +164,11 @@ def test_failures_are_said_and_bounded_and_never_read_as_nothing(server):
     for behaviour, words in bad.items():
         reading = found[f"bad {behaviour} 99 x"]
         assert words in reading.error and not reading.entities
-        assert server.count[reading.statement] == reading.usage.calls <= 3
+        assert server.calls[reading.statement] == reading.usage.calls <= 3
     assert found["bad made-up 99 x"].ungrounded[0]["surface"] == "words that nobody wrote"
     assert found["sinus rhythm"].entities and not found["sinus rhythm"].error
     nothing = found["no previous ecg for comparison"]
     assert not nothing.entities and not nothing.error
-
-
-def test_an_endpoint_without_response_format_is_still_checked(server):
-    server.knows_schema = False
-    statements = ["sinus rhythm", "bad certainty 1 sinus rhythm", "atrial fibrillation"]
-    assert all(r.entities and not r.error for r in _read(_config(server, retries=1), *statements).values())
-    assert "response_format" not in server.requests[-1][1]
-    sent = len(server.requests)
-    _read(_config(server, response_format=False), "sinus rhythm")
-    assert all("response_format" not in body for _, body in server.requests[sent:])
-
-
-def test_no_more_requests_at_a_time_than_workers(server, monkeypatch):
-    monkeypatch.setattr("chat_server.good", lambda statement: time.sleep(0.03) or good(statement))
-    _read(_config(server, workers=3), *(f"sinus rhythm {i}" for i in range(12)))
-    assert 1 < server.most_active <= 3
-
-
-@pytest.mark.parametrize("status", [401, 404])
-def test_a_wrong_key_or_model_stops_at_once(server, status):
-    backend = make(_config(server, workers=1))
-    with pytest.raises(BackendError, match=f"refuses model, key or address: HTTP {status}"):
-        list(backend.read(["sinus rhythm", f"bad {status} 99 x", *(f"y {i}" for i in range(50))]))
-    assert len(server.requests) < 10
-
-
-def test_no_server_is_an_error_that_names_the_address(server):
-    backend = make(_config(server, retries=1))
-    server.server_close()
-    with pytest.raises(BackendError, match=f"nobody answers at {server.base_url}.*is the server running"):
-        list(backend.read(["sinus rhythm"]))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +229,7 @@ def test_failures_are_asked_again_and_never_cached(server, tmp_path):
     assert read_statements(cfg, ["bad cut 2 lvh", "sinus rhythm"], tmp_path)[0][0].error
     readings, counts = read_statements(cfg, ["bad cut 2 lvh", "sinus rhythm"], tmp_path)
     assert readings[0].entities and counts["failed"] == 0
-    assert server.count["sinus rhythm"] == 2  # one of each pass
+    assert server.calls["sinus rhythm"] == 2  # one of each pass
 
 
 def test_what_was_asked_otherwise_is_read_anew(server, tmp_path):
@@ -355,28 +316,10 @@ def test_a_replayed_span_that_does_not_match_is_dropped_and_listed(tmp_path):
 # --- a language model on this machine ---
 
 
-@pytest.fixture(scope="module")
-def tiny_llm(tmp_path_factory):
-    """Folder of a random two-layer model with a byte-level tokenizer and a chat template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llm")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<pad>", "<end>", *alphabet])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
-    fast.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32768, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def tiny_llm(tmp_path):
+    save_tiny_llm(tmp_path / "llm")
+    return tmp_path / "llm"
 
 
 def _local(folder, **options):
@@ -389,49 +332,3 @@ def test_a_random_model_ends_in_listed_failures(tiny_llm, tmp_path):
     assert all(r.error and not r.entities for r in readings)
     assert counts["failed"] == 1 and counts["valid_share"] == 0 and (counts["calls"], counts["retries"]) == (2, 1)
     assert counts["prompt_tokens"] > 2 * 3000 and counts["completion_tokens"] <= 12
-
-
-def test_dialogues_share_batches_and_end_one_by_one(tiny_llm, monkeypatch):
-    """Scripted replies in place of the random model's: batches stay full, a second try is one reply more."""
-    backend, sizes, tried = make(_local(tiny_llm)), [], set()
-
-    def generate(conversations):
-        sizes.append(len(conversations))
-        replies = []
-        for messages in conversations:
-            content = [m["content"] for m in messages if "<statement>" in m["content"]][-1]
-            statement = content.split("\n")[1]
-            if "<entities>" in content:
-                asked = json.loads(content.split("<entities>\n")[1].split("\n</entities>")[0])
-                replies.append(json.dumps({"verdicts": [{"entity": e["entity"], "occurs": True} for e in asked]}))
-            elif statement == "lvh" and statement not in tried:
-                tried.add(statement)
-                replies.append("no idea")
-            else:
-                replies.append("```json\n" + good(statement) + "\n```")
-        return [(reply, 10, 3) for reply in replies]
-
-    monkeypatch.setattr(backend, "_generate", generate)
-    statements = ["lvh", "sinus rhythm", "no previous ecg", "atrial fibrillation"]
-    found = {r.statement: r for r in backend.read(statements)}
-    for s in statements:
-        assert found[s].entities == tuple(rules.read(s)) and not found[s].error
-    assert sizes == [2, 2, 2, 1, 1]  # lvh takes 3 replies, sinus 2, then no ECG 1 in its place, then fibrillation 2
-    assert found["lvh"].usage == (3, 1, 30, 9) and found["sinus rhythm"].usage == (2, 0, 20, 6)
-
-
-def test_generation_is_greedy_and_does_not_depend_on_the_batch(tiny_llm):
-    backend = make(_local(tiny_llm))
-    short, long = ([{"role": "user", "content": text}] for text in ("LVH", "Sinus rhythm with many words behind it"))
-    both = backend._generate([short, long])
-    assert both == [*backend._generate([short]), *backend._generate([long])]
-    assert both[0][1] == len("user: LVH\nassistant: ")
-
-
-def test_a_model_without_chat_template_is_refused(tiny_llm, tmp_path):
-    import shutil
-
-    shutil.copytree(tiny_llm, tmp_path / "llm")
-    (tmp_path / "llm" / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="has no chat template"):
-        make(_local(tmp_path / "llm"))

@@ -1,11 +1,17 @@
 """`synth_medvlp.mllm`: replies of language models, a misbehaving endpoint, tiny random checkpoints."""
 
+import base64
+import io
+import json
+
 import numpy as np
 import pytest
 import torch
-from screen_server import running
+from chat_server import ChatServer, running
+from PIL import Image
 
-from synth_medvlp.mllm import API_KEY, PROMPT, REMINDER, Encoder, ScreenError, read
+from shared.chat import EndpointError
+from synth_medvlp.mllm import API_KEY, PROMPT, REMINDER, Encoder, read
 from synth_medvlp.screening import QUESTIONS, UNREAD, AuditConfig, screener
 
 YES6 = [1] * 6
@@ -38,9 +44,37 @@ def _images(*rows):
     return images
 
 
+TEXTS = {
+    "prose": "This looks like a normal chest X-ray of an adult.",
+    "five": "1. YES\n2. YES\n3. YES\n4. NO\n5. YES",
+    "cut": '{"1": "YES", "2": "Y',
+    "empty": "",
+}
+
+
+class ScreenServer(ChatServer):
+    """Looks at the image: pixel (0, 0) names it, bit i of pixel (0, 1) is NO to question i."""
+
+    broken = TEXTS
+    slow_s = 1.0
+
+    def pixels(self, body) -> list[int]:
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
+        return image[0, :2, 0].tolist()
+
+    def asked(self, body):
+        return self.pixels(body)[0]
+
+    def good(self, body):
+        answers = {str(i + 1): "NO" if self.pixels(body)[1] >> i & 1 else "YES" for i in range(6)}
+        return f"Here you are:\n```json\n{json.dumps(answers)}\n```"
+
+
 @pytest.fixture
 def server():
-    with running() as server:
+    with running(ScreenServer()) as server:
+        server.retry_after = "0"
         yield server
 
 
@@ -71,18 +105,18 @@ def test_an_endpoint_that_misbehaves(server, monkeypatch):
 def test_an_endpoint_that_refuses_stops_the_run(server, status, monkeypatch):
     monkeypatch.delenv(API_KEY, raising=False)
     server.script = {1: [status] * 9}
-    with pytest.raises(ScreenError, match=status):
+    with pytest.raises(EndpointError, match=status):
         _screener(server).answers(_images((1, 0)))
     assert server.requests[0][0]["authorization"] == "Bearer none"  # never the user's hub token
 
 
 def test_an_endpoint_that_stays_busy_or_is_absent_stops_the_run(server):
     server.script = {1: ["503"] * 9}
-    with pytest.raises(ScreenError, match="run again"):
+    with pytest.raises(EndpointError, match="run again"):
         _screener(server).answers(_images((1, 0)))
+    server.server_close()
     absent = _screener(server, retries=0)
-    absent.ask.client = type(absent.ask.client)(base_url="http://127.0.0.1:9/v1", api_key="x", timeout=1)
-    with pytest.raises(ScreenError, match="nobody answers"):
+    with pytest.raises(EndpointError, match="nobody answers"):
         absent.answers(_images((0, 0)))
 
 

@@ -1,20 +1,50 @@
 """An OpenAI-compatible endpoint as report writer, and whatever it may answer."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
+from chat_server import ChatServer, running
 from report_requests import CLINICAL, NER, sampler
-from report_server import running
 
-from synth_medvlp.backends import WriterError
+from shared.chat import EndpointError
+from synth_medvlp.backends import _sentence
 from synth_medvlp.entities import entities, match
 from synth_medvlp.sampler import Request
 from synth_medvlp.writer import WriterConfig, make, write_reports
 
+TEXTS = {
+    "empty": "  ",
+    "refusal": "I'm sorry, but I cannot write medical reports.",
+    "json": '{"findings": "There is a mass."}',
+    "headings": "FINDINGS: There is a mass. IMPRESSION: Mass.",
+    "extra": "Mild cardiomegaly. There is a large mass in the carina.",
+    "fenced": "```text\n{text}\n```",
+    "titled": "**FINDINGS:**\n{text}",
+}
+
+
+class ReportServer(ChatServer):
+    """Writes by template what is asked for, which is named by its first entity."""
+
+    def entities(self, body) -> list[tuple[str, str]]:
+        asked = next(m["content"] for m in body["messages"] if m["role"] == "user")
+        places = [name for name in re.findall(r"^ *- ([^(\n]+)$", asked, re.M) if name != "none"]
+        return [*re.findall(r"^ *- (.+) \(([A-Z-]+)\)$", asked, re.M), *((place, "ANATOMY") for place in places)]
+
+    def asked(self, body):
+        return self.entities(body)[0][0]
+
+    def good(self, body):
+        return " ".join(_sentence(*e) for e in self.entities(body))
+
+    def text(self, does, body):
+        return TEXTS.get(does, "{text}").replace("{text}", self.good(body))
+
 
 @pytest.fixture
 def server():
-    with running() as server:
+    with running(ReportServer()) as server:
         yield server
 
 
@@ -32,9 +62,9 @@ def test_an_endpoint_writes_reports(server, tmp_path):
     records, stats = write_reports(sampler(), 20, make(cfg), NER, cfg, tmp_path)
     assert stats["accepted"] == len(records) == 20
     assert (stats["findings"]["tokens_in"], stats["findings"]["tokens_out"]) == (2000, 140)
-    body = server.requests[0]
+    body = server.requests[0][1]
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("llm", 0.7, 0.9, 384)
-    assert len({body["seed"] for body in server.requests}) == 40
+    assert len({body["seed"] for _, body in server.requests}) == 40
 
 
 BAD = {
@@ -80,14 +110,14 @@ def test_bad_replies_cost_an_attempt_and_are_counted(server, tmp_path):
     records, stats = write_reports(sampler(), 8, make(cfg), NER, cfg, tmp_path)
     assert stats["accepted"] == 8 and stats["findings"]["errors"]["refusal"] >= 3
     assert max(r["text_attempts"] for r in records) == 3
-    retries = [body for body in server.requests if len(body["messages"]) > 2]
+    retries = [body for _, body in server.requests if len(body["messages"]) > 2]
     assert any("Named but not asked for: " in body["messages"][-1]["content"] for body in retries)
 
 
 def test_a_wrong_key_or_address_ends_the_run_with_a_message(server):
     server.script = {"mass": ["401"]}
-    with pytest.raises(WriterError, match="refuses model, key or address: HTTP 401"):
+    with pytest.raises(EndpointError, match="refuses model, key or address: HTTP 401"):
         make(endpoint(server)).write_findings(requests_of(["mass"]), [None], [1])
     nowhere = SimpleNamespace(base_url="http://127.0.0.1:9/v1")
-    with pytest.raises(WriterError, match=r"nobody answers at .*is the server running"):
+    with pytest.raises(EndpointError, match=r"nobody answers at .*is the server running"):
         make(endpoint(nowhere)).write_findings(requests_of(["mass"]), [None], [1])
