@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from kmerl.extract import ExtractConfig
 from kmerl.model import ModelConfig
-from kmerl.text import TextConfig
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
+from shared.vectors import TextConfig
 
 
 @dataclass

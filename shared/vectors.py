@@ -1,19 +1,93 @@
-"""Texts as vectors without a download: TF-IDF and SVD (`Lsa`), and vectors of any encoder kept on disk (`cached`)."""
+"""Text -> frozen vector, each unique text once, kept on disk under a hash of encoder and text: a cut run goes on.
+
+Two encoders behind `embed`. `lsa`, the small one: TF-IDF over words and over character n-grams, reduced by a truncated
+SVD, fitted on a corpus; no download, the same bytes every time. Any other name is a model of the Hugging Face hub or a
+folder, frozen: `ncbi/MedCPT-Query-Encoder` with its pooler, others with text.pooling mean or cls.
+"""
 
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shared.locks import locked
 
+LSA = "lsa"
+POOLING = ("pooler", "mean", "cls")
 VERSION = 1  # of the fit; part of the name of its folder
 # Words by their first five letters: inverted and inversion, infarct and infarction, irregular and irregularity are one.
 _WORDS = {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\b\w{1,5}", "sublinear_tf": True}
 _CHARACTERS = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True}
+
+
+@dataclass
+class TextConfig:
+    """The frozen text encoder."""
+
+    encoder: str = "ncbi/MedCPT-Query-Encoder"  # lsa | hub name | folder
+    dim: int = 256  # of lsa (with 128, PR and QT fall together); a model brings its own (MedCPT: 768)
+    pooling: str = "pooler"  # of a model: pooler | mean (over tokens) | cls (last hidden state of the first token)
+    max_length: int = 256  # tokens; longer texts are cut
+    batch: int = 64
+
+
+def embed(
+    texts: Sequence[str],
+    cfg: TextConfig,
+    cache_dir: Path,
+    load: Callable[[str], tuple],
+    corpus: Callable[[], list[str]] | None = None,
+) -> np.ndarray:
+    """Vectors float32 [n, d] in the order of `texts`; equal texts, told apart by neither case nor blanks, share one.
+
+    d = cfg.dim (lsa; L2-normalised) or the model's hidden size (as the model gives it). load: name -> (tokenizer,
+    model); corpus: what lsa is fitted on, part of its identity. A text without any known n-gram is the zero vector.
+    Raises ValueError for a bad config, for lsa without a corpus, or with fewer distinct n-grams than dimensions.
+    """
+    if cfg.pooling not in POOLING:
+        raise ValueError(f"text.pooling={cfg.pooling!r}: one of {', '.join(POOLING)}")
+    keys = [" ".join(text.lower().split()) for text in texts]
+    unique = list(dict.fromkeys(keys))
+    if cfg.encoder == LSA:
+        if corpus is None:
+            raise ValueError("text.encoder='lsa' must be fitted: give the training reports as fit_on")
+        encode = Lsa(corpus(), cfg.dim, cache_dir)
+        identity = encode.identity
+    else:
+        identity = sha256(json.dumps({k: v for k, v in asdict(cfg).items() if k not in ("dim", "batch")}).encode())
+        identity = identity.hexdigest()[:16]
+        encode = Frozen(cfg, load)
+    row = {key: i for i, key in enumerate(unique)}
+    return cached(unique, encode, Path(cache_dir) / f"vectors-{identity}", cfg.batch)[[row[key] for key in keys]]
+
+
+class Frozen:
+    """Texts -> vectors [n, d] of a model, on a GPU where there is one. Loaded at the first text."""
+
+    def __init__(self, cfg: TextConfig, load: Callable[[str], tuple]):
+        self.cfg, self.load, self.model = cfg, load, None
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        if self.model is None:
+            self.tokenizer, model = self.load(self.cfg.encoder)
+            self.model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32).eval()
+        cut = {"padding": True, "truncation": True, "max_length": self.cfg.max_length, "return_tensors": "pt"}
+        batch = self.tokenizer(texts, **cut).to(self.model.device)
+        out = self.model(**batch)
+        if self.cfg.pooling == "pooler":
+            if getattr(out, "pooler_output", None) is None:
+                raise ValueError(f"text.encoder={self.cfg.encoder!r} has no pooler; set text.pooling to mean or cls")
+            return out.pooler_output.cpu().numpy()
+        if self.cfg.pooling == "cls":
+            return out.last_hidden_state[:, 0].cpu().numpy()
+        mask = batch["attention_mask"].unsqueeze(-1).float()  # [n, tokens, 1]
+        return ((out.last_hidden_state * mask).sum(1) / mask.sum(1)).cpu().numpy()
 
 
 class Lsa:

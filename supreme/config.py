@@ -10,10 +10,10 @@ from typing import ClassVar
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
+from shared.vectors import TextConfig
 from supreme.extract import ExtractConfig
 from supreme.model import ModelConfig
 from supreme.ssl import SslConfig
-from supreme.text import TextConfig
 
 
 @dataclass

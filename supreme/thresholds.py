@@ -37,7 +37,8 @@ def pairs() -> pd.DataFrame:
 
 def small_encoder() -> Callable[[list[str]], np.ndarray]:
     """The encoder of the laptop tier, fitted on the terminology and the names of the pairs."""
-    from supreme.text import TextConfig, embed
+    from shared.vectors import TextConfig
+    from supreme.text import embed
 
     table = pairs()
     names = sorted({*table.a, *table.b} - {""})
