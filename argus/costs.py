@@ -241,10 +241,3 @@ def activation_bytes(
         layer, inputs = vit_layer_bytes(n, m.width, m.heads, m.mlp), 2 * (n + 1) * m.width
         kept += rung.tiles * m.depth * inputs + layer if recompute else rung.tiles * m.depth * layer
     return kept
-
-
-def memory_bytes(total: int, trained: int, zero: int, n_gpus: int) -> float:
-    """Weights + gradients + Adam states on one GPU under ZeRO stage 0 to 3."""
-    w, g, a = 2 * total, 2 * trained, 12 * trained
-    sharded = {0: 0, 1: a, 2: g + a, 3: w + g + a}[zero]
-    return w + g + a - sharded + sharded / n_gpus

@@ -6,16 +6,15 @@ ZeRO, steps and hours; the formulas stand in `argus/costs.py`. Hours = operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jsonargparse
 from transformers import AutoConfig
 
 from argus import costs
 from argus.costs import LLMS, RUNGS, Axes, Rung
 from argus.model import ModelConfig
+from shared.runs.plan import memory_bytes, parse_plan, say, table
 
 GIB = 2**30
 STAGES = ("align", "tune")
@@ -127,27 +126,16 @@ def plan(cfg: PlanConfig, llm_name: str) -> list[dict[str, Any]]:
                 kept = costs.activation_bytes(rung, m, llm, visual, text, stage == "tune", recompute)
                 row[f"gib_{stage}_{key}"] = kept / GIB
             for zero in range(4):
-                row[f"gib_{stage}_zero{zero}"] = costs.memory_bytes(row["total"], trained[stage], zero, cfg.gpus) / GIB
+                row[f"gib_{stage}_zero{zero}"] = memory_bytes(row["total"], trained[stage], zero, cfg.gpus) / GIB
         rows.append(row)
     return rows
-
-
-def _table(title: str, columns: list[str], rows: Iterable[list[str]]):
-    from rich.table import Table
-
-    table = Table(title=title)
-    for k, name in enumerate(columns):
-        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _size(axes: Axes) -> str:
     return "x".join(map(str, axes))
 
 
-def _encoder_table(cfg: PlanConfig):
+def _encoder_table(cfg: PlanConfig) -> None:
     names = ["rung", "D x H x W", "patch", "grid", "N", "ViT", "TFLOP", "with patches", "attention"]
     rows = []
     for r in plan_encoder(cfg):
@@ -158,10 +146,10 @@ def _encoder_table(cfg: PlanConfig):
     title = (
         "ViT, forward of one volume. GiB of activations kept or recomputed; scores: one layer's, were they not fused"
     )
-    return _table(title, [*names, "kept", "recomputed", "scores"], rows)
+    table(title, [*names, "kept", "recomputed", "scores"], rows)
 
 
-def _llm_table(cfg: PlanConfig, llm: str):
+def _llm_table(cfg: PlanConfig, llm: str) -> None:
     names = ["rung", "shuffle", "M", "M+text", "compr.", "trained", "TFLOP 1", "TFLOP 2", "kept", "recomp."]
     names += [*(f"ZeRO-{zero}" for zero in range(4)), "h 1", "h 2"]
     rows = []
@@ -173,27 +161,24 @@ def _llm_table(cfg: PlanConfig, llm: str):
         rows.append(cells + [f"{r[f'hours_{stage}']:,.0f}" for stage in STAGES])
     size = f"{r['llm'] / 1e6:,.1f}M parameters, LoRA {r['lora'] / 1e6:,.1f}M"
     title = f"{llm} ({LLMS[llm][0]}, {size}): a training step of one volume; GiB per GPU of stage 2, {cfg.gpus} GPUs"
-    return _table(title, names, rows)
+    table(title, names, rows)
 
 
 def show(cfg: PlanConfig) -> None:
-    from rich.console import Console
-
-    console = Console(width=150, soft_wrap=True)
     volumes = sum(cfg.volumes.values())
     listed = " + ".join(f"{n:,} {source}" for source, n in cfg.volumes.items())
-    console.print(f"Training volumes (assumed: the paper's are not established): {listed} = {volumes:,}")
+    say(f"Training volumes (assumed: the paper's are not established): {listed} = {volumes:,}")
     for name in STAGES:
         stage = getattr(cfg, name)
         tokens = volumes * stage.epochs * cfg.text_tokens
-        console.print(
+        say(
             f"{name}: {stage.epochs:g} epochs / global batch {stage.global_batch} = {steps(volumes, stage):,} "
             f"optimiser steps; at most {tokens / 1e6:,.0f}M text tokens"
         )
-    console.print(_encoder_table(cfg))
+    _encoder_table(cfg)
     for llm in cfg.llms:
-        console.print(_llm_table(cfg, llm))
-    console.print(
+        _llm_table(cfg, llm)
+    say(
         f"1 align (compressor), 2 tune (ViT, compressor, {'LoRA' if cfg.model.lora_r else 'LLM'}). kept, recomp.: "
         "activations of a volume; ZeRO: weights, gradients and Adam states, without activations. h: hours on "
         f"{cfg.gpus} GPUs at {cfg.utilisation:.0%} of {cfg.peak_tflops:g} TFLOP/s, activations recomputed. "
@@ -213,14 +198,7 @@ def from_run_config(file: str) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="training config whose model, batch, epochs and text budget are planned")
-    parser.add_class_arguments(PlanConfig, None)
-    if file := parser.parse_args(args).config:
-        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    values.pop("config")
-    show(PlanConfig(**values))
+    show(parse_plan(PlanConfig, from_run_config, __doc__, args))
 
 
 if __name__ == "__main__":

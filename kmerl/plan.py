@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jsonargparse
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +23,7 @@ from kmerl.baselines import build
 from kmerl.losses import entity_bce
 from kmerl.masking import N_LEADS, Visible, draw_tokens, masked_not_dropped
 from kmerl.model import KmerlModel, ModelConfig
+from shared.runs.plan import parse_plan, say, say_disk, table
 
 N_MIMIC = 800_035  # records of the release
 N_REPORTS = 771_693  # reports of at least 4 words: pairs for pre-training (D1)
@@ -199,44 +199,32 @@ def disk_gb(cfg: PlanConfig) -> dict[str, float]:
 
 
 def show(cfg: PlanConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=140, soft_wrap=True)
     n_train = int(N_REPORTS * cfg.train_share)
-    console.print(
+    say(
         f"MIMIC-IV-ECG: {n_train:,} of {N_REPORTS:,} reports / batch {cfg.global_batch} x {cfg.epochs:g} epochs = "
         f"{steps(cfg):,} optimiser steps of {cfg.global_batch // cfg.gpus} pairs on each of {cfg.gpus} GPUs"
     )
-    title = f"Trained parameters, tokens and operations per record; hours on {cfg.gpus} GPUs at {cfg.utilisation:.0%}"
-    table = Table(title=title)
-    table.add_column("variant")
-    for name in (*PARTS, "total", "tokens", "GFLOP", *(f"h, {gpu}" for gpu in cfg.peak_tflops)):
-        table.add_column(name, justify="right")
+    rows = []
     for row in plan(cfg):
         counts = [f"{row[k] / 1e6:,.2f}M" for k in (*PARTS, "total")]
         tokens = "-".join(f"{n:,}" for n in sorted({min(row["tokens"]), max(row["tokens"])}))
-        taken = [f"{max(row[f'hours_{gpu}']):,.1f}" + " r" * _reads(row, gpu) for gpu in cfg.peak_tflops]
-        table.add_row(row["variant"], *counts, tokens, f"{row['gflop']:,.1f}", *taken)
-    console.print(table)
-    console.print(f"r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing")
+        taken = [
+            f"{max(both):,.1f}" + " r" * (both[1] > both[0]) for both in (row[f"hours_{g}"] for g in cfg.peak_tflops)
+        ]
+        rows.append([row["variant"], *counts, tokens, f"{row['gflop']:,.1f}", *taken])
+    title = f"Trained parameters, tokens and operations per record; hours on {cfg.gpus} GPUs at {cfg.utilisation:.0%}"
+    table(title, ("variant", *PARTS, "total", "tokens", "GFLOP", *(f"h, {gpu}" for gpu in cfg.peak_tflops)), rows)
+    say(f"r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing")
     total = parameters(variants(cfg.model)["K-MERL"], cfg.n_samples)["total"]
-    console.print(f"K-MERL's weights, gradients and Adam states in fp32: {16 * total / 1e9:.2f} GB on every GPU")
+    say(f"K-MERL's weights, gradients and Adam states in fp32: {16 * total / 1e9:.2f} GB on every GPU")
     e = extraction(cfg)
-    console.print(
+    say(
         f"Extraction, {cfg.llm_billions:g}B model, {cfg.llm_tokens} tokens a call: {cfg.unique_statements:,} unique "
         f"statements = {e['calls_by_statement']:,} calls, {e['mtokens_by_statement']:,.1f}M tokens, "
         f"{e['gpu_hours_by_statement']:,.1f} GPU hours; by report it would be {e['calls_by_report']:,} calls, "
         f"{e['mtokens_by_report']:,.0f}M tokens, {e['gpu_hours_by_report']:,.0f} GPU hours"
     )
-    sizes = disk_gb(cfg)
-    listed = "; ".join(f"{name} {size:,.1f} GB" for name, size in sizes.items())
-    console.print(f"Disk: {listed}; together {sum(sizes.values()):,.0f} GB")
-
-
-def _reads(row: dict[str, Any], gpu: str) -> bool:
-    computing, reading = row[f"hours_{gpu}"]
-    return reading > computing
+    say_disk(disk_gb(cfg))
 
 
 def from_run_config(file: str) -> dict[str, Any]:
@@ -250,14 +238,7 @@ def from_run_config(file: str) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="training config whose model, batch and epochs are planned")
-    parser.add_class_arguments(PlanConfig, None)
-    if file := parser.parse_args(args).config:
-        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    values.pop("config")
-    show(PlanConfig(**values))
+    show(parse_plan(PlanConfig, from_run_config, __doc__, args))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import jsonargparse
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from meit.config import parse
 from meit.model import MeitConfig, MeitModel
+from shared.runs.plan import memory_bytes, parse_plan, say, table
 
 GIB = 2**30
 ENCODER_FLOP_PER_ECG = 2 * 7.8e9  # forward, 12 x 5000 samples (reference: 7.8 GMAC)
@@ -128,16 +128,6 @@ def count(config: PretrainedConfig, lora_r: int = 64) -> dict[str, int]:
     return {"llm": base, "encoder": encoder, "lora": total - base - encoder, "total": total, "trained": trained}
 
 
-def memory_bytes(total: int, trained: int, stage: int, n_gpus: int, weights: str = "bf16") -> float:
-    """Weights + gradients + Adam states on one GPU; the formula stands in the module docstring."""
-    bytes_per = {"bf16": (2, 2, 12), "fp32": (4, 4, 8)}
-    if weights not in bytes_per:
-        raise ValueError(f"weights: '{weights}' is neither bf16 nor fp32")
-    w, g, a = (b * n for b, n in zip(bytes_per[weights], (total, trained, trained), strict=True))
-    sharded = {0: 0, 1: a, 2: g + a, 3: w + g + a}[stage]
-    return w + g + a - sharded + sharded / n_gpus
-
-
 def steps(n_records: float, epochs: float = 5, global_batch: int = 64) -> int:
     """Optimiser steps of a whole run: 800,035 x 0.9 / 64 x 5 = 56,252 on MIMIC, as logged by the authors."""
     return int(n_records / global_batch * epochs)
@@ -166,34 +156,25 @@ def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]], cfg: PlanConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=160, soft_wrap=True)
     for data, n in N_TRAIN.items():
         tokens = n * cfg.epochs * cfg.max_tokens
-        console.print(
+        say(
             f"{data}: {int(n):,} records x {cfg.epochs:g} epochs / global batch {cfg.global_batch} = "
             f"{steps(n, cfg.epochs, cfg.global_batch):,} optimiser steps; at most {tokens / 1e6:,.0f}M tokens "
             f"(window {cfg.max_tokens})"
         )
     memory = [k for k in rows[0] if k.startswith("gib_")]
     times = [k for k in rows[0] if k.startswith("hours_")]
-    table = Table(
-        title=f"{cfg.weights} weights, LoRA r {cfg.lora_r}; GiB per GPU without activations; hours = estimate"
-    )
-    for title in ("backbone", "LLM", "LoRA", "encoder", "trained"):
-        table.add_column(title, justify="left" if title == "backbone" else "right", no_wrap=True)
-    for key in memory:
-        table.add_column(f"ZeRO-{key[8]}\n{key.split('_')[-1].removesuffix('gpu')} GPU", justify="right")
-    for key in times:
-        _, data, n = key.split("_")
-        table.add_column(f"{data}\nh, {n.removesuffix('gpu')} GPU", justify="right")
+    columns = ["backbone", "LLM", "LoRA", "encoder", "trained"]
+    columns += [f"ZeRO-{k[8]}\n{k.split('_')[-1].removesuffix('gpu')} GPU" for k in memory]
+    columns += ["{}\nh, {} GPU".format(*k.removesuffix("gpu").split("_")[1:]) for k in times]
+    shown = []
     for row in rows:
         counts = [f"{row[k] / 1e6:,.1f}M" for k in ("llm", "lora", "encoder", "trained")]
-        table.add_row(row["backbone"], *counts, *(f"{row[k]:,.1f}" for k in memory), *(f"{row[k]:,.1f}" for k in times))
-    console.print(table)
-    console.print("GiB: ZeRO-0 w+g+a; ZeRO-1 w+g+a/N; ZeRO-2 w+(g+a)/N; ZeRO-3 (w+g+a)/N; see `meit/plan.py`")
+        shown.append([row["backbone"], *counts, *(f"{row[k]:,.1f}" for k in (*memory, *times))])
+    title = f"{cfg.weights} weights, LoRA r {cfg.lora_r}; GiB per GPU without activations; hours = estimate"
+    table(title, columns, shown, width=160)
+    say("GiB: ZeRO-0 w+g+a; ZeRO-1 w+g+a/N; ZeRO-2 w+(g+a)/N; ZeRO-3 (w+g+a)/N; see `meit/plan.py`")
 
 
 def from_run_config(file: str) -> dict[str, Any]:
@@ -209,14 +190,7 @@ def from_run_config(file: str) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="training config whose batch, epochs, window and LoRA rank are planned")
-    parser.add_class_arguments(PlanConfig, None)
-    if file := parser.parse_args(args).config:
-        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
-    values = vars(parser.parse_args(args))
-    values.pop("config")
-    cfg = PlanConfig(**values)
+    cfg = parse_plan(PlanConfig, from_run_config, __doc__, args)
     show(plan(cfg), cfg)
 
 

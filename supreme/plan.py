@@ -11,13 +11,13 @@ once per UNIQUE statement; what that saves against one call per report is shown.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jsonargparse
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from shared.runs.plan import memory_gb, parse_plan, say, say_disk, table
 from supreme.baselines import METHODS, build
 from supreme.encoder import N_LEADS
 from supreme.model import EcgModel, ModelConfig
@@ -154,19 +154,12 @@ def hours(flop_per_record: float, cfg: PlanConfig, gpu: str, method: str = "supr
     return computing / 3600, records * N_LEADS * cfg.n_samples * BYTES / (cfg.read_gb_s * 1e9) / 3600
 
 
-def memory_gb(sizes: dict[str, int], stage: int, gpus: int) -> float:
-    """Weights, gradients and Adam states on one GPU, without activations: bf16 with fp32 copies (ZeRO), 2 + 2 + 12
-    bytes a parameter, or all fp32, 4 + 4 + 8. ZeRO shares 12, 14 or 16 of the bytes; what is not trained, 4, stays."""
-    shared = (0, 12, 14, 16)[stage]
-    return ((16 - shared + shared / gpus) * sizes["total"] + 4 * sizes["untrained"]) / 1e9
-
-
 def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
     """One row per variant: parameters by part, tokens and GFLOP per record, GB, hours per GPU type."""
     rows = []
     for name, model in variants(cfg.model).items():
         sizes, step = parameters(model, cfg), training_step(model, cfg)
-        row = {"variant": name, **sizes, **step, "gb": memory_gb(sizes, 0, cfg.gpus)}
+        row = {"variant": name, **sizes, **step, "gb": memory_gb(sizes["total"], sizes["untrained"], 0, cfg.gpus)}
         rows.append(row | {f"hours_{gpu}": hours(step["flop"], cfg, gpu, model.method) for gpu in cfg.peak_tflops})
     return rows
 
@@ -196,42 +189,35 @@ def disk_gb(cfg: PlanConfig) -> dict[str, float]:
 
 
 def show(cfg: PlanConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=140, soft_wrap=True)
-    console.print(
+    say(
         f"MIMIC-IV-ECG: {int(N_REPORTS * cfg.train_share):,} of {N_REPORTS:,} reports / batch {cfg.global_batch} = "
         f"{steps(cfg):,} optimiser steps of {cfg.global_batch // cfg.gpus} records on each of {cfg.gpus} GPUs; "
         f"supervised: {N_LABELLED:,} labelled records of the tasks, {steps(cfg, 'supervised'):,} steps"
     )
-    columns = (*PARTS, "heads", "total")
-    table = Table("variant", title=f"Parameters; tokens, GFLOP per record; {cfg.gpus} GPUs at {cfg.utilisation:.0%}")
-    for name in (*columns, "tokens", "GFLOP", "GB", *(f"h, {gpu}" for gpu in cfg.peak_tflops)):
-        table.add_column(name, justify="right")
-    for row in (rows := plan(cfg)):
-        cells = [row["variant"], *(f"{row[k] / 1e6:,.2f}M" for k in columns)]
+    sums, rows, shown = (*PARTS, "heads", "total"), plan(cfg), []
+    for row in rows:
+        cells = [row["variant"], *(f"{row[k] / 1e6:,.2f}M" for k in sums)]
         cells.append(f"{row['tokens']:,.0f}" + f" + {row['slow tokens']:,.0f}" * (row["slow tokens"] > 0))
         cells += [f"{row['flop'] / 1e9:,.1f}", f"{row['gb']:.2f}"]
         for computing, reading in (row[f"hours_{gpu}"] for gpu in cfg.peak_tflops):
             cells.append(f"{max(computing, reading):,.2f}" + " r" * (reading > computing))
-        table.add_row(*cells)
-    console.print(table)
-    stages = ", ".join(f"ZeRO-{s} {memory_gb(rows[0], s, cfg.gpus):.2f}" for s in (1, 2, 3))
-    console.print(
+        shown.append(cells)
+    columns = ("variant", *sums, "tokens", "GFLOP", "GB", *(f"h, {gpu}" for gpu in cfg.peak_tflops))
+    table(f"Parameters; tokens, GFLOP per record; {cfg.gpus} GPUs at {cfg.utilisation:.0%}", columns, shown)
+    kept = rows[0]["total"], rows[0]["untrained"]
+    stages = ", ".join(f"ZeRO-{s} {memory_gb(*kept, s, cfg.gpus):.2f}" for s in (1, 2, 3))
+    say(
         f"+: of a slow target; r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing\n"
         f"GB: weights, gradients, Adam states on every GPU, without activations; SuPreME by {stages}"
     )
     e = extraction(cfg)
     by = "{:,} calls, {:,.1f}M tokens, {:,.1f} GPU hours".format
     unit, report = (by(*(e[f"{k}_by_{u}"] for k in ("calls", "mtokens", "gpu_hours"))) for u in ("statement", "report"))
-    console.print(
+    say(
         f"Extraction, {cfg.llm_billions:g}B model, {2 * cfg.llm_billions:,.0f} GB in bf16: {cfg.unique_statements:,} "
         f"unique statements = {unit}; by report it would be {report}"
     )
-    sizes = disk_gb(cfg)
-    listed = "; ".join(f"{name} {size:,.1f} GB" for name, size in sizes.items())
-    console.print(f"Disk: {listed}; together {sum(sizes.values()):,.0f} GB")
+    say_disk(disk_gb(cfg))
 
 
 def from_run_config(file: str) -> dict[str, Any]:
@@ -245,14 +231,7 @@ def from_run_config(file: str) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="training config whose model, batch and epochs are planned")
-    parser.add_class_arguments(PlanConfig, None)
-    if file := parser.parse_args(args).config:
-        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    values.pop("config")
-    show(PlanConfig(**values))
+    show(parse_plan(PlanConfig, from_run_config, __doc__, args))
 
 
 if __name__ == "__main__":

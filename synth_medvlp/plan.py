@@ -12,7 +12,6 @@ them); how they add up follows the loops of writer and image_check.
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
-import jsonargparse
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, Dinov2Config, Dinov2Model, ResNetConfig
 
+from shared.runs.plan import memory_gb, parse_plan, say_disk, table
 from synth_medvlp.backends import Feedback, messages
 from synth_medvlp.diffusion import ImageConfig
 from synth_medvlp.entities import CLINICAL
@@ -131,13 +131,6 @@ def training_step(model: ModelConfig, size: int, cfg: PlanConfig) -> dict[str, f
         cells = seen[0 if net.cfg.method == "gloria" else 1].shape[2:].numel()
     held = sum(n for storage, n in kept.items() if storage not in weights)
     return {"flop": counter.get_total_flops() / B, "tokens": L, "cells": cells, "activations": held / B}
-
-
-def memory_gb(sizes: dict[str, int], stage: int, gpus: int) -> float:
-    """Weights, gradients and Adam states on one GPU, without activations: bf16 with fp32 copies (ZeRO), 2 + 2 + 12
-    bytes a parameter, or all fp32, 4 + 4 + 8. ZeRO shares 12, 14 or 16 of the bytes; what is not trained, 4, stays."""
-    shared = (0, 12, 14, 16)[stage]
-    return ((16 - shared + shared / gpus) * sizes["trained"] + 4 * sizes["untrained"]) / 1e9
 
 
 def regimes(cfg: PlanConfig) -> dict[str, int]:
@@ -275,29 +268,19 @@ def disk_gb(cfg: PlanConfig) -> dict[str, float]:
 # --- shown ---
 
 
-def table(title: str, names: str, rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title)
-    for i, name in enumerate(names.split("|")):
-        shown.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        shown.add_row(*row)
-    Console(width=150, soft_wrap=True).print(shown)
-
-
 def show_training(cfg: PlanConfig) -> None:
     rows, flop = [], {}
     for name, (model, size) in variants(cfg).items():
         sizes, step = parameters(model), training_step(model, size, cfg)
         flop[name] = step["flop"]
         counts = [f"{sizes[key] / 1e6:,.1f}M" for key in (*PARTS, "total", "trained")]
-        states = " ".join(f"{memory_gb(sizes, stage, cfg.gpus):.2f}" for stage in range(4))
+        states = " ".join(
+            f"{memory_gb(sizes['trained'], sizes['untrained'], stage, cfg.gpus):.2f}" for stage in range(4)
+        )
         held = step["activations"] * cfg.global_batch / cfg.gpus / 1e9
         per_pair = [f"{step['tokens']} + {step['cells']}", f"{step['flop'] / 1e9:,.1f}"]
         rows.append([name, *counts, *per_pair, states, f"{held:.1f}"])
-    columns = "|".join(("variant", *PARTS, "total", "trained", "tokens + cells", "GFLOP", "GB, ZeRO 0 1 2 3", "+ GB"))
+    columns = ("variant", *PARTS, "total", "trained", "tokens + cells", "GFLOP", "GB, ZeRO 0 1 2 3", "+ GB")
     table("Parameters; tokens, cells, GFLOP per pair; GB per GPU: states, activations", columns, rows)
 
     rows, names = [], [name for name in flop if f"{CROP} px" not in name]
@@ -308,7 +291,7 @@ def show_training(cfg: PlanConfig) -> None:
             cells.append(" / ".join(f"{max(both):.2f}" + "l" * (both[1] > both[0]) for both in taken))
         rows.append(cells)
     where = f"{cfg.gpus} GPUs ({' / '.join(cfg.peak_tflops)}), batch {cfg.global_batch}"
-    columns = "|".join(("regime", "pairs", "equal", "steps", "epochs", *names))
+    columns = ("regime", "pairs", "equal", "steps", "epochs", *names)
     table(f"Hours of one training on {where}; l: limited by loading", columns, rows)
 
 
@@ -319,16 +302,14 @@ def show_generation(cfg: PlanConfig) -> None:
         tokens = [f"{row[key] / 1e6:,.0f}M" if row[key] else "" for key in ("read", "written")]
         calls, spent = f"{row['calls']:,.0f}" if "calls" in row else "", [f"{row[key]:,.0f}" for key in keys]
         rows.append([row["stage"], calls, *tokens, f"{row['flop'] / 1e18:,.1f}", *spent])
-    columns = "|".join(("stage", "calls", "read", "written", "EFLOP", *(f"GPU h, {gpu}" for gpu in cfg.peak_tflops)))
+    columns = ("stage", "calls", "read", "written", "EFLOP", *(f"GPU h, {gpu}" for gpu in cfg.peak_tflops))
     table("Generation: calls, tokens of language models, operations", columns, rows)
     print(
         f"{text_calls(cfg)['requests']:,.0f} requests -> {cfg.n_synthetic:,} reports -> {regimes(cfg)['synthetic']:,} "
         f"pairs, assuming pass rates of an attempt: FINDINGS {cfg.findings_pass:.0%}, IMPRESSION "
         f"{cfg.impression_pass:.0%}, image {cfg.image_pass:.0%}"
     )
-    sizes = disk_gb(cfg)
-    listed = "; ".join(f"{name} {size:,.1f} GB" for name, size in sizes.items())
-    print(f"Disk: {listed}; together {sum(sizes.values()):,.0f} GB")
+    say_disk(disk_gb(cfg))
 
 
 def settings(section: Any, at: str) -> dict[str, Any]:
@@ -349,14 +330,7 @@ def from_run_config(file: str) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = jsonargparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="training config whose model, batch, steps and stages are planned")
-    parser.add_class_arguments(PlanConfig, None)
-    if file := parser.parse_args(args).config:
-        parser.set_defaults(from_run_config(file))  # so that options on the command line still win
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    values.pop("config")
-    cfg = PlanConfig(**values)
+    cfg = parse_plan(PlanConfig, from_run_config, __doc__, args)
     show_training(cfg)
     show_generation(cfg)
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from supreme import plan
 from supreme.baselines import METHODS, build
 from supreme.model import ModelConfig
-from supreme.plan import PlanConfig, extraction, hours, memory_gb, parameters, steps, training_step, variants
+from supreme.plan import PlanConfig, extraction, hours, parameters, steps, training_step, variants
 from supreme.ssl import SslConfig
 
 T, PATCH, B, L = 400, 20, 4, 9
@@ -123,12 +123,6 @@ def test_steps_hours_and_bytes_by_hand():
     assert computing == pytest.approx(records * 1e12 / (4 * 100e12 * 0.5) / 3600)
     assert reading == pytest.approx(records * 12 * 5000 * 2 / 2e9 / 3600)
     assert plan.disk_gb(cfg)["packed pre-training signals"] == pytest.approx(92.6, abs=0.05)  # reference, Data
-
-
-def test_memory_by_zero_stage():
-    sizes = {"total": 1_000_000_000, "untrained": 500_000_000}
-    assert [memory_gb(sizes, stage, 8) for stage in range(4)] == [18, 7.5, 5.75, 4]
-    assert memory_gb(sizes, 3, 1) == 18
 
 
 def test_extraction_grows_with_unique_statements_only():

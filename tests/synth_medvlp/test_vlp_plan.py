@@ -16,7 +16,7 @@ from synth_medvlp.diffusion import ImageConfig
 from synth_medvlp.encoders import ImageTowerConfig
 from synth_medvlp.entities import Mention
 from synth_medvlp.model import ModelConfig, VlpModel
-from synth_medvlp.plan import PlanConfig, disk_gb, generation, hours, memory_gb, parameters, schedule, training_step
+from synth_medvlp.plan import PlanConfig, disk_gb, generation, hours, parameters, schedule, training_step
 from synth_medvlp.sampler import Request, SamplerConfig
 from synth_medvlp.writer import WriterConfig, write_batch
 from tests.synth_medvlp import vlp_models
@@ -99,11 +99,6 @@ def test_schedule_and_hours_by_hand():
     cfg = replace(cfg, peak_tflops={"X": 10.0}, utilisation=0.5, workers=4, pairs_per_worker=5)
     computing, loading = hours(3.6e12, 1000, cfg, "X")
     assert computing == pytest.approx(100_000 * 3.6e12 / (2 * 5e12) / 3600) and loading == pytest.approx(2500 / 3600)
-
-
-def test_memory_by_zero_stage():
-    sizes = {"trained": 1_000_000_000, "untrained": 500_000_000}
-    assert [memory_gb(sizes, stage, 8) for stage in range(4)] == [18, 7.5, 5.75, 4]
 
 
 # --- generation ---
