@@ -9,15 +9,12 @@ model. A run without inputs is a stage that only another run goes on from: nothi
 
 import hashlib
 import json
-import os
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 
 from argus.clinical import rate
 from argus.config import Config, parse
@@ -25,14 +22,15 @@ from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
 from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
 from argus.runs import quiet
-from argus.scoring import score_table, select
+from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
-from shared.metrics.interval import interval
 from shared.metrics.scorecard import dumps
 from shared.runs.config import hash_of
+from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
 from shared.runs.facts import commit
+from shared.runs.reports import majority_report, shown, summary_of
 
 CHUNK = 256  # records per part file
 WITHOUT_LLM = ("majority", "typical", "constant", "nearest")
@@ -75,11 +73,6 @@ def encode(model: ArgusModel, dataset: ReportDataset, cfg: Config, items: list[i
 
 
 # --- controls without a language model: what the same test scores when nothing is generated ---
-
-
-def majority_report(reports: list[str]) -> str:
-    """The most frequent training report; ties go to the one seen first."""
-    return Counter(reports).most_common(1)[0][0]
 
 
 def typical_report(reports: list[str]) -> str:
@@ -130,27 +123,23 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel
     """One row per test record and kind of input, COLUMNS."""
     tokenizer = load_tokenizer(str(checkpoint))
     dataset = ReportDataset(prepared, "test", cfg.data, tokenizer, limit=cfg.data.n_test)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     train_set = None
     if set(WITHOUT_LLM) & set(cfg.eval.inputs):
         train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
-    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
-    parts.mkdir(parents=True, exist_ok=True)
-    chunks = [(k, s) for k in cfg.eval.inputs for s in range(0, len(dataset), CHUNK)]
-    files = [parts / f"{kind}-{start:07d}.parquet" for kind, start in chunks]
-    mine = [(c, f) for i, (c, f) in enumerate(zip(chunks, files, strict=True)) if i % world == rank and not f.exists()]
     sizes = drawn_sizes(prepared)
-    for (kind, start), file in track(mine, description=f"generating {cfg.experiment}", disable=not os.isatty(2)):
+
+    def part(job: tuple[str, int]) -> pd.DataFrame:
+        kind, start = job
         items = list(range(start, min(start + CHUNK, len(dataset))))
         rows = dataset.records.iloc[items]
         values = [rows.id, rows.patient, rows.source, rows.section, "test", kind, [dataset.reports[i] for i in items]]
         values += [reports_for(kind, model, tokenizer, dataset, cfg, items, train_set), rows.id.map(sizes).fillna("")]
         columns = {c: v.to_numpy() if isinstance(v, pd.Series) else v for c, v in zip(COLUMNS, values, strict=True)}
-        pd.DataFrame(columns).to_parquet(file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").rename(file)
-    while not all(f.exists() for f in files):  # other processes still write theirs
-        time.sleep(1)
-    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+        return pd.DataFrame(columns)
+
+    jobs = {f"{kind}-{start:07d}": (kind, start) for kind in cfg.eval.inputs for start in range(0, len(dataset), CHUNK)}
+    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
+    return in_parts(jobs, part, parts, f"generating {cfg.experiment}")
 
 
 # --- what was drawn ---
@@ -179,10 +168,7 @@ def drawn_sizes(prepared: Prepared) -> dict[str, str]:
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
-    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
-        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
-    content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.slice_only]
+    content = [*weights_of(cfg, checkpoint), prepared.data_hash, cfg.data.slice_only]
     return hash_of([*content, cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed, cfg.eval.inputs])
 
 
@@ -201,10 +187,7 @@ def main(args: list[str] | None = None) -> Path:
     quiet()
     cfg = parse(args)
     prepared = prepare(cfg.data)
-    file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m argus.train`")
+    checkpoint = checkpoint_of(cfg)
     e = cfg.eval
     models = {name: getattr(e, name) for name in ("green", "ratescore", "radgraph")}
     identity = {
@@ -217,7 +200,7 @@ def main(args: list[str] | None = None) -> Path:
             cfg.eval.n_boot,
         ],
     }
-    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
+    if evaluated(cfg, identity):
         return cfg.run_dir
 
     start = time.perf_counter()
@@ -225,36 +208,22 @@ def main(args: list[str] | None = None) -> Path:
     table, metrics = pd.DataFrame({c: pd.Series(dtype=str) for c in COLUMNS}), {}
     train_reports = prepared.table[prepared.table.part == "train"].target
     if cfg.eval.inputs:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-        model = ArgusModel.from_pretrained(checkpoint).to(device).eval()
+        model = ArgusModel.from_pretrained(checkpoint).to(device()).eval()
         summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens
         table = predict(cfg, prepared, checkpoint, model)
-        if int(os.environ.get("RANK", 0)):
+        if rank():
             return cfg.run_dir
         del model
         table = pd.concat([table, rate(table, models)], axis=1)
-        metrics = metrics_of(cfg, table, train_reports.tolist())
+        wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
+        metrics = summary_of(table, score_table(table, train_reports.tolist(), *wanted), cfg.eval.n_boot)
     table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
     train_reports.to_frame("report").to_parquet(cfg.run_dir / "train_reports.parquet", index=False)  # for CIDEr-D
     summary |= identity | {"commit": commit(), "metrics": metrics}
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    file.write_text(dumps(summary))
-    first = metrics.get((cfg.eval.inputs or [""])[0], {})
-    shown = ", ".join(f"{name} {first[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in first)
-    print(f"evaluated: {cfg.run_dir}" + (f", {cfg.eval.inputs[0]}: {shown}" if shown else ""))
+    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    print(", ".join([f"evaluated: {cfg.run_dir}", *(f"{k}: {shown(metrics, k)}" for k in cfg.eval.inputs[:1])]))
     return cfg.run_dir
-
-
-def metrics_of(cfg: Config, table: pd.DataFrame, train_reports: list[str]) -> dict[str, dict]:
-    """Kind of input -> metric -> value, interval, number of records and version of the metric."""
-    scores = score_table(table, train_reports, cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
-    found: dict[str, dict] = {}
-    for kind, rows in table.groupby("input", sort=False):
-        found[kind] = {}
-        for name, metric in scores.items():
-            value, low, high = interval(select(metric, rows.index), rows.patient.to_numpy(), cfg.eval.n_boot)
-            found[kind][name] = {"value": value, "ci": [low, high], "n": len(rows), "version": metric.version}
-    return found
 
 
 if __name__ == "__main__":

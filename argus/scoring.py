@@ -19,6 +19,7 @@ from shared.metrics.findings import _F1, _ratio
 from shared.metrics.interval import Scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
 from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.reports import add_runs, distinct, select
 
 SIZES = ("small", "medium", "large")  # thirds of the sizes that a finding has in the test set
 BY_SOURCE = ("finding_f1", "finding_macro_f1", "bleu_4", "rouge_l_f1", "meteor_1.5", "meteor_exact_stem", "cider_d")
@@ -38,10 +39,7 @@ def score_table(
     table, in their order. `finding_f1` and its like count findings whose reading is validated; `all_finding_f1` counts
     all, `place_finding_f1` those at the right place, `label_f1` the 18 labels of CT-RATE.
     """
-    keys = table[["reference", "prediction"]]
-    pairs = keys.drop_duplicates(ignore_index=True)
-    place = {pair: i for i, pair in enumerate(pairs.itertuples(index=False, name=None))}
-    rows = np.array([place[p] for p in keys.itertuples(index=False, name=None)], dtype=int)
+    pairs, rows = distinct(table[["reference", "prediction"]])
     references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
     scores = finding_scores(references, predictions, validated_findings())
     others = {
@@ -58,7 +56,7 @@ def score_table(
     if bertscore:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
-    scores = {name: replace(s, stats=s.stats[rows]) for name, s in scores.items()}
+    scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | size_scores(table) | source_scores(scores, table.source.to_numpy())
 
 
@@ -116,11 +114,6 @@ def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
 # --- over the runs of a tier ---
 
 
-def select(scores: Scores, rows: Sequence[int]) -> Scores:
-    """The same metric over some of its items."""
-    return replace(scores, stats=scores.stats[np.asarray(rows)])
-
-
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder that predicted something. facts: runs.json."""
     groups: dict[str, list[tuple[str, int, pd.DataFrame]]] = {}  # runs on the same test records are scored together
@@ -137,19 +130,5 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
         train_reports = pd.read_parquet(folder(cfg) / "predictions" / f"train-reports-{records_hash}.parquet").report
         scores = score_table(everything, train_reports.tolist(), DEFAULT_METRICS, cfg.eval.bertscore,
                              cfg.eval.bertscore_layer)  # fmt: skip
-        start = 0
-        for name, seed, table in tables:
-            source = facts["runs"][f"{name}/seed{seed}"]["source"]
-            for kind in table.input.unique():
-                rows = np.flatnonzero((table.input == kind).to_numpy())
-                part = table.iloc[rows].reset_index(drop=True)
-                new = Scored({}, part.id.to_numpy(), part.patient.to_numpy(), source, records_hash)
-                entry = scored.setdefault(f"{name}@{kind}", new)
-                if not np.array_equal(entry.ids, new.ids) or entry.data_hash != records_hash:
-                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-                entry.tables.append(part)
-                found = {metric: select(s, rows + start) for metric, s in scores.items()} | clinical_scores(part)
-                for metric, s in found.items():
-                    entry.scores.setdefault(metric, []).append(s)
-            start += len(table)
+        add_runs(scored, tables, scores, facts, "records_hash", more=clinical_scores)
     return scored

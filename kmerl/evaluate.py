@@ -6,10 +6,7 @@ it ends, so a killed evaluation goes on where it stopped; under torchrun each pr
 """
 
 import hashlib
-import json
-import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +20,11 @@ from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
 from kmerl.prep import Pretraining, prepare, prepare_tasks, text_encoder
 from kmerl.scoring import seen_or_not
-from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table, read_mv
+from shared.ecg.downstream import Downstream, batches, downstream_hash, read_mv
 from shared.ecg.prompts import class_texts
-from shared.metrics.scorecard import dumps
 from shared.runs.config import hash_of
-from shared.runs.facts import commit
-from shared.runs.tasks import TaskEvaluation, cycle, predict_all, summary_of
+from shared.runs.evaluation import checkpoint_of, device
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, score_tasks
 
 
 @dataclass
@@ -93,8 +89,7 @@ def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict
 def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     """Model, tasks and the vectors of their classes; what the model was trained on."""
     data, downstream = prepare(cfg), prepare_tasks(cfg)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-    model = load(checkpoint).to(device).eval()
+    model = load(checkpoint).to(device()).eval()
     store, rows = data.records.store, data.rows
     vectors = text_encoder(cfg, [store.records.report.iloc[i] for i in rows])
     queries = {
@@ -108,53 +103,17 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     return Evaluation(cfg, model, downstream, queries, mean), data
 
 
-def evaluation_hash(cfg: Config, evaluation: Evaluation, data: Pretraining, data_hash: str, checkpoint: Path) -> str:
-    """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's or
-    stand on other data."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
-    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
-        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
-    if cfg.eval.checkpoint is None and trained["data_hash"] != data.data_hash:
-        raise ValueError(f"{checkpoint} was trained on other records or labels; train again")
-    content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
-    queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
-    return hash_of([content, data_hash, queries, cfg.seed])
-
-
 def main(args: list[str] | None = None) -> Path:
     """Score all inputs; returns the run's folder. A finished evaluation is not run again."""
     logging.set_verbosity_error()
     cfg = parse(args)
-    file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m kmerl.train`")
-    start = time.perf_counter()
+    checkpoint = checkpoint_of(cfg)
     evaluation, data = setup(cfg, checkpoint)
-    data_hash = downstream_hash(evaluation.downstream)
-    identity = {
-        "evaluation_hash": evaluation_hash(cfg, evaluation, data, data_hash, checkpoint),
-        "scored_by": [cfg.eval.n_boot],
-    }
-    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
-        return cfg.run_dir
-
-    specs = expand(cfg.eval.inputs, cfg.eval.n_random_sets)
-    table = predict_all(evaluation, specs, cfg.run_dir / f"parts-{identity['evaluation_hash']}")
-    if int(os.environ.get("RANK", 0)):
-        return cfg.run_dir
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
-    labels = labels_table(evaluation.downstream)
-    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
-    source = next(iter(evaluation.downstream.values())).packed.source
+    queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
+    content = eval_identity(cfg, checkpoint, data.data_hash), downstream_hash(evaluation.downstream), queries, cfg.seed
     seen = seen_classes(evaluation.downstream, data.entities.names)
-    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "seen": seen}
-    summary["metrics"] = summary_of(table, labels, seen_or_not(seen), cfg.eval.n_boot)
-    summary["wall_s"] = round(time.perf_counter() - start, 1)
-    file.write_text(dumps(summary))
-    first = next(iter(summary["metrics"].items()))
-    print(f"evaluated: {cfg.run_dir}, {first[0]}: AUROC {first[1]['auroc']['value']:.3f}")
-    return cfg.run_dir
+    specs = expand(cfg.eval.inputs, cfg.eval.n_random_sets)
+    return score_tasks(evaluation, specs, hash_of(content), seen_or_not(seen), {"seen": seen})
 
 
 if __name__ == "__main__":

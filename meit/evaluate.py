@@ -8,15 +8,12 @@ share of the chunks. `majority` and `nearest` are controls without a language mo
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.progress import track
 
-from meit.baselines.text import majority_report, nearest_reports
 from meit.config import Config, parse
 from meit.data import (
     Collator,
@@ -31,10 +28,11 @@ from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
 from meit.runs import quiet
-from meit.scoring import score_table, select
-from shared.metrics.interval import interval
+from meit.scoring import score_table
 from shared.metrics.scorecard import dumps
+from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
 from shared.runs.facts import commit
+from shared.runs.reports import majority_report, shown, summary_of
 
 CHUNK = 256  # records per part file
 
@@ -78,7 +76,8 @@ def reports_for(
     if kind == "nearest":
         if not hasattr(train_set, "vectors"):
             train_set.vectors = encode(model, train_set, cfg, list(range(len(train_set))))
-        return nearest_reports(encode(model, dataset, cfg, items), train_set.vectors, train_set.reports)
+        nearest = (encode(model, dataset, cfg, items) @ train_set.vectors.T).argmax(dim=1)  # by cosine: of unit length
+        return [train_set.reports[i] for i in nearest.tolist()]
     if kind == "zero" or model.config.fusion == "none":  # every record gets the same report
         return generate(model, tokenizer, dataset, cfg, kind, items[:1]) * len(items)
     return generate(model, tokenizer, dataset, cfg, kind, items)
@@ -88,22 +87,17 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataF
     """(One row per test record and kind of input: id, patient, split, input, reference, prediction; attention)."""
     tokenizer = load_tokenizer(str(checkpoint))
     dataset = ReportDataset(prepared, "test", cfg.data, tokenizer, limit=cfg.data.n_test)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-    model = MeitModel.from_pretrained(checkpoint).to(device).eval()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    model = MeitModel.from_pretrained(checkpoint).to(device()).eval()
 
     train_set = None
     if {"majority", "nearest"} & set(cfg.eval.inputs):
         train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
-    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
-    parts.mkdir(parents=True, exist_ok=True)
-    chunks = [(k, s) for k in cfg.eval.inputs for s in range(0, len(dataset), CHUNK)]
-    files = [parts / f"{kind}-{start:07d}.parquet" for kind, start in chunks]
-    mine = [(c, f) for i, (c, f) in enumerate(zip(chunks, files, strict=True)) if i % world == rank and not f.exists()]
-    for (kind, start), file in track(mine, description=f"generating {cfg.experiment}", disable=not os.isatty(2)):
+
+    def part(job: tuple[str, int]) -> pd.DataFrame:
+        kind, start = job
         items = list(range(start, min(start + CHUNK, len(dataset))))
         rows = dataset.records.iloc[items]
-        table = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "id": rows.record_id.to_numpy(),
                 "patient": rows.patient_id.to_numpy(),
@@ -113,11 +107,10 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataF
                 "prediction": reports_for(kind, model, tokenizer, dataset, cfg, items, train_set),
             }
         )
-        table.to_parquet(file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").rename(file)
-    while not all(f.exists() for f in files):  # other processes still write theirs
-        time.sleep(1)
-    table = pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
+    jobs = {f"{kind}-{start:07d}": (kind, start) for kind in cfg.eval.inputs for start in range(0, len(dataset), CHUNK)}
+    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
+    table = in_parts(jobs, part, parts, f"generating {cfg.experiment}")
     return table, attention(model, tokenizer, dataset, cfg) if model.config.fusion == "meit" else {}
 
 
@@ -130,10 +123,7 @@ def attention(model: MeitModel, tokenizer, dataset: ReportDataset, cfg: Config) 
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
-    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
-        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
-    content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.normalise]
+    content = [*weights_of(cfg, checkpoint), prepared.data_hash, cfg.data.normalise]
     content += [prompt_instruction(cfg.data.instructions), cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed]
     content += [cfg.eval.inputs]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -144,20 +134,17 @@ def main(args: list[str] | None = None) -> Path:
     quiet()
     cfg = parse(args)
     prepared = prepare(cfg.data)
-    file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m meit.train`")
+    checkpoint = checkpoint_of(cfg)
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),
         "scored_by": [*cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.judge_model, cfg.eval.n_boot],
     }
-    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
+    if evaluated(cfg, identity):
         return cfg.run_dir
 
     start = time.perf_counter()
     table, attended = predict(cfg, prepared, checkpoint)
-    if int(os.environ.get("RANK", 0)):
+    if rank():
         return cfg.run_dir
     if cfg.eval.judge_url:
         pairs = table[table.input == "ecg"][["id", "reference", "prediction"]]
@@ -166,22 +153,13 @@ def main(args: list[str] | None = None) -> Path:
     table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
     train_reports = prepared.records("train").report.map(clean_report)
     train_reports.to_frame("report").to_parquet(cfg.run_dir / "train_reports.parquet", index=False)  # for CIDEr-D
-    metrics = {}
     wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
-    scores = score_table(table.assign(fold=0), [train_reports.tolist()], *wanted)
-    for kind, rows in table.groupby("input", sort=False):
-        metrics[kind] = {}
-        for name, metric in scores.items():
-            value, low, high = interval(select(metric, rows.index), rows.patient.to_numpy(), cfg.eval.n_boot)
-            entry = {"value": value, "ci": [low, high], "n": len(rows), "version": metric.version}
-            metrics[kind][name] = entry
+    metrics = summary_of(table, score_table(table.assign(fold=0), [train_reports.tolist()], *wanted), cfg.eval.n_boot)
     summary = identity | {"source": prepared.source, "data_hash": prepared.data_hash}
     summary |= {"commit": commit(), "metrics": metrics} | ({"attention": attended} if attended else {})
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    file.write_text(dumps(summary))
-    first = metrics[cfg.eval.inputs[0]]
-    shown = ", ".join(f"{name} {first[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in first)
-    print(f"evaluated: {cfg.run_dir}, {cfg.eval.inputs[0]}: {shown}")
+    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    print(f"evaluated: {cfg.run_dir}, {cfg.eval.inputs[0]}: {shown(metrics, cfg.eval.inputs[0])}")
     return cfg.run_dir
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -14,6 +13,7 @@ from shared.metrics.findings_validation import validated_findings
 from shared.metrics.interval import Scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
 from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.reports import add_runs, distinct, select
 
 
 def score_table(
@@ -29,10 +29,7 @@ def score_table(
     takes. Returns metric name -> Scores over the rows of the table, in their order. `finding_f1` and its like count
     findings whose reading is validated on real reports; `all_finding_f1` counts all.
     """
-    keys = table[["reference", "prediction", "fold"]]
-    pairs = keys.drop_duplicates(ignore_index=True)
-    place = {pair: i for i, pair in enumerate(pairs.itertuples(index=False, name=None))}
-    rows = np.array([place[p] for p in keys.itertuples(index=False, name=None)], dtype=int)
+    pairs, rows = distinct(table[["reference", "prediction", "fold"]])
     references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
     scores = finding_scores(references, predictions, validated_findings())
     everything = finding_scores(references, predictions)
@@ -43,7 +40,7 @@ def score_table(
     if bertscore:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
-    scores = {name: replace(s, stats=s.stats[rows]) for name, s in scores.items()}
+    scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | (judge_scores(table) if CRITERIA[0] in table else {})
 
 
@@ -55,11 +52,6 @@ def cider(pairs: pd.DataFrame, train_reports: Sequence[Sequence[str]]) -> Scores
         scored = score_texts(part.reference.tolist(), part.prediction.tolist(), df, ["cider_d"])["cider_d"]
         parts.append(pd.DataFrame(scored.stats, index=part.index))
     return replace(scored, stats=pd.concat(parts).sort_index().to_numpy())
-
-
-def select(scores: Scores, rows: Sequence[int]) -> Scores:
-    """The same metric over some of its items."""
-    return replace(scores, stats=scores.stats[np.asarray(rows)])
 
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
@@ -78,19 +70,5 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
         everything = pd.concat([t for _, _, t in tables], ignore_index=True)
         per_fold = reports[group[0]].groupby("fold").report.agg(list).tolist()
         scores = score_table(everything, per_fold, bertscore=cfg.eval.bertscore, layer=cfg.eval.bertscore_layer)
-        start = 0
-        for name, seed, table in tables:
-            run = facts["runs"][f"{name}/seed{seed}"]
-            for kind in table.input.unique():
-                rows = np.flatnonzero((table.input == kind).to_numpy())
-                part = table.iloc[rows].reset_index(drop=True)
-                ids, patients = part.id.to_numpy(), part.patient.to_numpy()
-                new = Scored({}, ids, patients, run["source"], run["data_hash"], len(per_fold))
-                entry = scored.setdefault(f"{name}@{kind}", new)
-                if not np.array_equal(entry.ids, ids) or entry.data_hash != run["data_hash"]:
-                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-                entry.tables.append(part)
-                for metric, s in scores.items():
-                    entry.scores.setdefault(metric, []).append(select(s, rows + start))
-            start += len(table)
+        add_runs(scored, tables, scores, facts, "data_hash", len(per_fold))
     return scored

@@ -6,21 +6,17 @@ killed evaluation goes on where it stopped; under torchrun each process takes it
 """
 
 import hashlib
-import json
-import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
-from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table
-from shared.metrics.scorecard import dumps
+from shared.ecg.downstream import Downstream, batches, downstream_hash
 from shared.runs.config import hash_of
-from shared.runs.facts import commit
-from shared.runs.tasks import TaskEvaluation, cycle, predict_all, summary_of
+from shared.runs.evaluation import checkpoint_of, device
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, score_tasks
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.inputs import Input, expand
@@ -100,8 +96,7 @@ def prevalence(release: Downstream) -> np.ndarray:
 def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     """Model, tasks and the vectors of their classes; what the model was trained on."""
     data, downstream = prepare(cfg), prepare_tasks(cfg)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-    model = load(checkpoint).to(device).eval()
+    model = load(checkpoint).to(device()).eval()
     vectors = text_encoder(cfg)
     texts = {
         dataset: [t for name, task in r.tasks.items() for t in class_texts(name, task, cfg.eval.texts)]
@@ -112,54 +107,17 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     return Evaluation(cfg, model, downstream, queries, prior), data
 
 
-def evaluation_hash(
-    cfg: Config, evaluation: Evaluation, data: Pretraining, kinds: dict, data_hash: str, checkpoint: Path
-) -> str:
-    """Identifies weights, data, queries, kinds of classes and inputs. Raises ValueError where the run's weights are
-    another config's or stand on other data."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
-    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
-        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
-    if cfg.eval.checkpoint is None and trained["data_hash"] != data.data_hash:
-        raise ValueError(f"{checkpoint} was trained on other records, labels or text vectors; train again")
-    content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
-    queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
-    return hash_of([content, data_hash, queries, kinds, cfg.seed])
-
-
 def main(args: list[str] | None = None) -> Path:
     """Score all inputs; returns the run's folder. A finished evaluation is not run again."""
     logging.set_verbosity_error()
     cfg = parse(args)
-    file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m supreme.train`")
-    start = time.perf_counter()
+    checkpoint = checkpoint_of(cfg)
     evaluation, data = setup(cfg, checkpoint)
-    data_hash = downstream_hash(evaluation.downstream)
     kinds = class_kinds(evaluation.downstream, data.terms, cfg.extract.hold_out)
-    identity = {
-        "evaluation_hash": evaluation_hash(cfg, evaluation, data, kinds, data_hash, checkpoint),
-        "scored_by": [cfg.eval.n_boot],
-    }
-    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
-        return cfg.run_dir
-
-    table = predict_all(evaluation, expand(cfg.eval.inputs), cfg.run_dir / f"parts-{identity['evaluation_hash']}")
-    if int(os.environ.get("RANK", 0)):
-        return cfg.run_dir
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
-    labels = labels_table(evaluation.downstream)
-    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
-    source = next(iter(evaluation.downstream.values())).packed.source
-    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "kinds": kinds}
-    summary["metrics"] = summary_of(table, labels, kinds, cfg.eval.n_boot, chance=True)
-    summary["wall_s"] = round(time.perf_counter() - start, 1)
-    file.write_text(dumps(summary))
-    first = next(iter(summary["metrics"].items()))
-    print(f"evaluated: {cfg.run_dir}, {first[0]}: AUROC {first[1]['auroc']['value']:.3f}")
-    return cfg.run_dir
+    queries = {d: hashlib.sha256(q.numpy().tobytes()).hexdigest() for d, q in evaluation.queries.items()}
+    content = eval_identity(cfg, checkpoint, data.data_hash), downstream_hash(evaluation.downstream), queries, kinds
+    evaluation_hash = hash_of([*content, cfg.seed])
+    return score_tasks(evaluation, expand(cfg.eval.inputs), evaluation_hash, kinds, {"kinds": kinds}, chance=True)
 
 
 if __name__ == "__main__":

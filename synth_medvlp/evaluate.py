@@ -7,10 +7,9 @@ takes its share.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +19,13 @@ import torch
 from transformers.utils import logging
 
 from shared.metrics.classification import usable_classes
-from shared.metrics.interval import Metric, interval
 from shared.metrics.scorecard import dumps
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
 from shared.runs.config import hash_of
+from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, rank
 from shared.runs.facts import commit
-from shared.runs.tasks import TaskEvaluation, cycle, predict_all
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, predict_all
 from synth_medvlp import finetune, segment
 from synth_medvlp.config import Config, parse
 from synth_medvlp.downstream import Release, Task, downstream_hash, labels_table, load_tasks
@@ -163,11 +162,6 @@ def summary_of_masks(table: pd.DataFrame, n_boot: int) -> dict[str, dict]:
     return found
 
 
-def entry(metric: Metric, patients, n: int, n_boot: int) -> dict:
-    value, low, high = interval(metric, patients, n_boot) if n_boot else (metric.value, None, None)
-    return {"value": value, "ci": [low, high], "n": n, "version": metric.version}
-
-
 def protocols(table: pd.DataFrame, labels: pd.DataFrame) -> dict[str, dict]:
     """Task -> F1 and accuracy of the zero-shot input with thresholds from the TEST part (as published) and from
     validation, where image~val was scored; balanced accuracy by the latter."""
@@ -219,8 +213,7 @@ def prepare_tasks(cfg: Config) -> tuple[dict[str, Release], dict[str, Release], 
 def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, dict[str, str]]:
     """Model and tasks; data sets that are absent, with the reason."""
     downstream, masked, absent = prepare_tasks(cfg)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
-    model = load(checkpoint).to(device).eval()
+    model = load(checkpoint).to(device()).eval()
     prior = {dataset: prevalence(release) for dataset, release in downstream.items()}
     other = other_names([n for r in (*downstream.values(), *masked.values()) for n in r.class_names()])
     return Evaluation(cfg, model, downstream, masked, prior, other, cfg.run_dir), absent
@@ -229,12 +222,7 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, dict[str, str]]:
 def evaluation_hash(cfg: Config, evaluation: Evaluation, train_hash: str, data_hash: str, checkpoint: Path) -> str:
     """Identifies weights, data, prompts and inputs. Raises ValueError where the run's weights are another config's or
     stand on other data."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
-    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
-        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
-    if cfg.eval.checkpoint is None and trained["data_hash"] != train_hash:
-        raise ValueError(f"{checkpoint} was trained on other pairs; train again")
-    content = asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": [trained["config_hash"], trained["data_hash"]]}
+    content = eval_identity(cfg, checkpoint, train_hash)
     return hash_of([content, data_hash, downstream_hash(evaluation.masked), prompts_used(evaluation), cfg.seed])
 
 
@@ -251,10 +239,7 @@ def main(args: list[str] | None = None) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     cfg = parse(args)
-    file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m synth_medvlp.train`")
+    checkpoint = checkpoint_of(cfg)
     start = time.perf_counter()
     evaluation, absent = setup(cfg, checkpoint)
     data_hash = downstream_hash(evaluation.downstream)
@@ -262,7 +247,7 @@ def main(args: list[str] | None = None) -> Path:
         "evaluation_hash": evaluation_hash(cfg, evaluation, prepare(cfg).data_hash, data_hash, checkpoint),
         "scored_by": [cfg.eval.n_boot],
     }
-    if file.exists() and identity.items() <= json.loads(file.read_text()).items():
+    if evaluated(cfg, identity):
         return cfg.run_dir
 
     evaluation.parts = cfg.run_dir / f"parts-{identity['evaluation_hash']}"
@@ -273,7 +258,7 @@ def main(args: list[str] | None = None) -> Path:
         predict_all(evaluation, group, evaluation.parts) if group else pd.DataFrame(columns=c)
         for group, c in zip(groups, columns, strict=True)
     )
-    if int(os.environ.get("RANK", 0)):
+    if rank():
         return cfg.run_dir
     table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
     masks.to_parquet(cfg.run_dir / "masks.parquet", index=False)
@@ -290,7 +275,7 @@ def main(args: list[str] | None = None) -> Path:
     summary["metrics"] |= summary_of_masks(masks, cfg.eval.n_boot)
     summary["protocols"] = protocols(table, labels)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    file.write_text(dumps(summary))
+    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
     name, metrics = next(iter(summary["metrics"].items()))
     key = "auroc_headline" if "auroc_headline" in metrics else next(iter(metrics))
     print(f"evaluated: {cfg.run_dir}, {name}: {key} {metrics[key]['value']:.3f}")

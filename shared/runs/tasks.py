@@ -7,23 +7,23 @@ score_all        predictions in the results folder -> `name@input` -> Scored
 """
 
 import hashlib
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
-from shared.ecg.downstream import VAL, Downstream, probe_scores
-from shared.metrics.interval import interval
+from shared.ecg.downstream import VAL, Downstream, downstream_hash, labels_table, probe_scores
+from shared.metrics.scorecard import dumps
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig
+from shared.runs.evaluation import entry, evaluated, in_parts, rank, weights_of
 from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.facts import commit
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
 
@@ -83,21 +83,11 @@ def cycle(n: int, seed: int) -> np.ndarray:
 
 
 def predict_all(evaluation: TaskEvaluation, specs: Sequence[TaskInput], parts: Path) -> pd.DataFrame:
-    """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot).
-
-    Each input is written to `parts` as it ends, so a killed evaluation goes on where it stopped; under torchrun each
-    process takes its share of the inputs.
-    """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    parts.mkdir(parents=True, exist_ok=True)
-    files = [parts / f"{hashlib.sha256(s.name.encode()).hexdigest()[:16]}.parquet" for s in specs]
-    mine = [(s, f) for i, (s, f) in enumerate(zip(specs, files, strict=True)) if i % world == rank and not f.exists()]
-    for spec, file in track(mine, f"scoring {evaluation.cfg.experiment}", disable=not os.isatty(2)):
-        pd.concat(evaluation.tables(spec), ignore_index=True).to_parquet(file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").rename(file)
-    while not all(f.exists() for f in files):  # other processes still write theirs
-        time.sleep(1)
-    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+    """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot); see
+    `in_parts`."""
+    jobs = {hashlib.sha256(spec.name.encode()).hexdigest()[:16]: spec for spec in specs}
+    tables = lambda spec: pd.concat(evaluation.tables(spec), ignore_index=True)  # noqa: E731
+    return in_parts(jobs, tables, parts, f"scoring {evaluation.cfg.experiment}")
 
 
 def summary_of(
@@ -110,10 +100,43 @@ def summary_of(
         found[name] = {}
         for key in ("auroc", "auroc_min10"):
             if key in metrics:
-                value, low, high = interval(metrics[key], patients, n_boot)
-                entry = {"value": value, "ci": [low, high], "n": len(rows), "version": metrics[key].version}
-                found[name][key] = entry
+                found[name][key] = entry(metrics[key], patients, len(rows), n_boot)
     return found
+
+
+def eval_identity(cfg: Any, checkpoint: Path, data_hash: str) -> dict:
+    """What a hash of an evaluation takes from its config and weights; see `weights_of`."""
+    return asdict(cfg.eval) | {"batch": 0, "n_boot": 0, "checkpoint": weights_of(cfg, checkpoint, data_hash)}
+
+
+def score_tasks(
+    evaluation: TaskEvaluation,
+    specs: Sequence[TaskInput],
+    evaluation_hash: str,
+    kinds: Kinds,
+    facts: dict,
+    chance: bool = False,
+) -> Path:
+    """Score all inputs and write predictions, labels and metrics.json; returns the run's folder. A finished evaluation
+    is not run again. facts: what the paper adds to metrics.json."""
+    cfg, start = evaluation.cfg, time.perf_counter()
+    identity = {"evaluation_hash": evaluation_hash, "scored_by": [cfg.eval.n_boot]}
+    if evaluated(cfg, identity):
+        return cfg.run_dir
+    table = predict_all(evaluation, specs, cfg.run_dir / f"parts-{evaluation_hash}")
+    if rank():
+        return cfg.run_dir
+    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
+    labels = labels_table(evaluation.downstream)
+    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
+    source = next(iter(evaluation.downstream.values())).packed.source
+    summary = identity | {"source": source, "data_hash": downstream_hash(evaluation.downstream), "commit": commit()}
+    summary |= facts | {"metrics": summary_of(table, labels, kinds, cfg.eval.n_boot, chance)}
+    summary["wall_s"] = round(time.perf_counter() - start, 1)
+    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    name, metrics = next(iter(summary["metrics"].items()))
+    print(f"evaluated: {cfg.run_dir}, {name}: AUROC {metrics['auroc']['value']:.3f}")
+    return cfg.run_dir
 
 
 # --- over the runs of a tier ---
@@ -143,20 +166,20 @@ def score_all(
                 folds = 10 if kind.startswith("oof:") else 1
                 n_records = len(rows[["dataset", "id"]].drop_duplicates())
                 new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
-                entry = scored.setdefault(f"{name}@{kind}", new)
-                if not np.array_equal(entry.ids, ids) or entry.data_hash != data_hash:
+                one = scored.setdefault(f"{name}@{kind}", new)
+                if not np.array_equal(one.ids, ids) or one.data_hash != data_hash:
                     raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
                 for metric, statistic in found.items():
-                    entry.scores.setdefault(metric, []).append(statistic)
+                    one.scores.setdefault(metric, []).append(statistic)
     return scored
 
 
 def means_over_draws(scored: dict[str, Scored]) -> dict[str, Scored]:
     """`name@<input> <ratio>`: mean over the few-label draws `name@<input> <ratio> #<draw>`."""
     groups: dict[str, list[Scored]] = {}
-    for key, entry in scored.items():
+    for key, one in scored.items():
         if " #" in key:
-            groups.setdefault(key.split(" #")[0], []).append(entry)
+            groups.setdefault(key.split(" #")[0], []).append(one)
     return {key: mean_of(entries) for key, entries in groups.items()}
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from argus.cases import spot
 from argus.config import parse
-from argus.evaluate import NORMAL, majority_report, typical_report
+from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
 from argus.tables import NOT_COMPUTED
@@ -19,6 +19,7 @@ from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
 from shared.runs.evidence import folder, score
+from shared.runs.reports import majority_report
 
 TEACHING = ("smoke", "gpu")  # tiers that train their language model in the run
 

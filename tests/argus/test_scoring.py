@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from argus.config import Config
-from argus.scoring import MEAN, SIZES, mean_of_blocks, score_all, score_table, select, size_scores, source_scores
+from argus.scoring import MEAN, SIZES, mean_of_blocks, score_all, score_table, size_scores, source_scores
 from shared.metrics.ct_findings import asserted, finding_scores
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.interval import bootstrap_values, difference, mean_scores
 from shared.metrics.text import document_frequencies, score_texts
 from shared.runs.config import RunReproduceConfig
 from shared.runs.evidence import Scored, folder
+from shared.runs.reports import select
 
 TEXTS = [
     "There is a 9 mm nodule in the right upper lobe. No pleural effusion.",

@@ -1,0 +1,78 @@
+"""What the `evaluate` of every paper does around its model: whose weights, what is done already, work in parts."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.progress import track
+
+from shared.metrics.interval import Metric, interval
+from shared.runs.config import RunConfig
+
+
+def rank() -> int:
+    """Number of this process; only 0 writes. Evaluation is started by torchrun, but its processes do not talk."""
+    return int(os.environ.get("RANK", 0))
+
+
+def device() -> torch.device:
+    """The GPU of this process, where there is one."""
+    gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
+
+
+def checkpoint_of(cfg: RunConfig) -> Path:
+    """`eval.checkpoint`, or this run's own. Raises FileNotFoundError where no run has ended there."""
+    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not (checkpoint.parent / "run.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m {cfg.PAPER}.train`")
+    return checkpoint
+
+
+def weights_of(cfg: RunConfig, checkpoint: Path, data_hash: str | None = None) -> list[str]:
+    """[config hash, data hash] of the run that trained them. data_hash: of what this run would train on; None = any.
+
+    Raises ValueError where the run's own weights are another config's or stand on other data.
+    """
+    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
+        raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
+    if cfg.eval.checkpoint is None and data_hash not in (None, trained["data_hash"]):
+        raise ValueError(f"{checkpoint} was trained on other records, labels or texts; train again")
+    return [trained["config_hash"], trained["data_hash"]]
+
+
+def evaluated(cfg: RunConfig, identity: dict) -> bool:
+    """True where `metrics.json` is of this very evaluation."""
+    file = cfg.run_dir / "metrics.json"
+    return file.exists() and identity.items() <= json.loads(file.read_text()).items()
+
+
+def in_parts(
+    jobs: Mapping[str, Hashable], make: Callable[[Hashable], pd.DataFrame], parts: Path, title: str
+) -> pd.DataFrame:
+    """`make` of every job, one table below the other. jobs: name of a part's file -> job.
+
+    Each part is written as it ends, so a killed evaluation goes on where it stopped; under torchrun each process takes
+    its share and waits for the others'.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    files = [parts / f"{name}.parquet" for name in jobs]
+    mine = list(zip(jobs.values(), files, strict=True))[rank() :: int(os.environ.get("WORLD_SIZE", 1))]
+    mine = [(job, file) for job, file in mine if not file.exists()]
+    for job, file in track(mine, title, disable=not os.isatty(2)):
+        make(job).to_parquet(file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").rename(file)
+    while not all(file.exists() for file in files):  # other processes still write theirs
+        time.sleep(1)
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def entry(metric: Metric, patients: Sequence, n: int, n_boot: int) -> dict:
+    """What metrics.json holds of a metric of n rows: value, interval (none without draws), n, version."""
+    value, low, high = interval(metric, patients, n_boot) if n_boot else (metric.value, None, None)
+    return {"value": value, "ci": [low, high], "n": n, "version": metric.version}
