@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from transformers.utils import logging
 
 from argus.clinical import rate
 from argus.config import Config, parse
 from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
 from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
-from argus.runs import quiet
 from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
@@ -184,7 +184,8 @@ def records_hash(cfg: Config, prepared: Prepared) -> str:
 
 def main(args: list[str] | None = None) -> Path:
     """Generate and score; returns the run's folder. A finished evaluation is not run again."""
-    quiet()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(args)
     prepared = prepare(cfg.data)
     checkpoint = checkpoint_of(cfg)

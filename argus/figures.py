@@ -1,13 +1,12 @@
 """Pictures of Argus: a case, which is slices of a CT beside its reports, and levels with their intervals."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from shared.metrics.figures import BLACK, CYCLE, DPI, GREY, MARKERS, ORANGE, save
+from shared.metrics.figures import CYCLE, DPI, GREY, MARKERS, ORANGE, draw_column, report_column, save
 
 WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400)}  # centre, width in HU
 PLANES = ("axial", "coronal", "sagittal")
@@ -74,10 +73,7 @@ def draw_case(
     hu, spacing_mm, at, mark: as `draw_planes` takes them. reference: "" where there is none. predictions: name of the
     model or control -> its report.
     """
-    chars, line_in, heading_in = 76, 0.19, 0.27
-    texts = ([("Reference report", reference)] if reference else []) + list(predictions.items())
-    blocks = [(name, textwrap.wrap(text, chars) or ["(empty)"]) for name, text in texts]
-    text_in = sum(heading_in + line_in * len(lines) + 0.2 for _, lines in blocks)
+    text_in, blocks = report_column(reference, predictions, chars=76)
     cell_in, width_in = 2.75, 15.5
     height_in = max(2 * cell_in + 0.8, text_in + 0.4)
     fig = Figure(figsize=(width_in, height_in), dpi=DPI)
@@ -86,14 +82,7 @@ def draw_case(
         bottom = 1 - (0.55 + (k + 1) * cell_in) / height_in
         boxes = [((0.1 + j * 2.95) / width_in, bottom, 2.8 / width_in, (cell_in - 0.3) / height_in) for j in range(3)]
         draw_planes([fig.add_axes(box) for box in boxes], hu, spacing_mm, at, window, mark)
-    left, top_in = 9.15 / width_in, 0.35
-    for k, (name, lines) in enumerate(blocks):
-        color = BLACK if reference and k == 0 else CYCLE[(k - bool(reference)) % (len(CYCLE) - 1)]
-        y = 1 - top_in / height_in
-        fig.text(left, y, name, color=color, weight="bold", fontsize=11, va="top", parse_math=False)
-        y = 1 - (top_in + heading_in) / height_in
-        fig.text(left, y, "\n".join(lines), fontsize=10, va="top", linespacing=1.3, parse_math=False)
-        top_in += heading_in + line_in * len(lines) + 0.2
+    draw_column(fig, 9.15 / width_in, blocks)
     save(fig, path)
 
 

@@ -4,7 +4,6 @@ VOLUME is a NIfTI file (.nii, .nii.gz) or the folder of a DICOM series. The pict
 of the report, through the place that the LLM attended to most while it wrote the sentence, and its attention as heat.
 """
 
-import argparse
 import re
 import textwrap
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from argus.compress import Grouped, small_grid
 from argus.data import PROMPTS, load_tokenizer, prompt_batch
@@ -23,12 +23,12 @@ from argus.hilt import Hilt
 from argus.manifest import Rules
 from argus.model import ArgusModel
 from argus.prep import HU
-from argus.runs import quiet
 from shared.ct.ct_io import check_chest, read_nifti
 from shared.ct.dicom import read_dicom
 from shared.ct.geometry import Geometry, prepare
 from shared.ct.volume import CtReadError, CtVolume
 from shared.metrics.figures import DPI, save
+from shared.runs.predict import parsed, predict_parser
 
 
 def read(path: Path, series_uid: str = "") -> CtVolume:
@@ -135,18 +135,13 @@ def draw(path: Path, volume: CtVolume, parts: list, title: str = "") -> None:
 
 
 def main(args: list[str] | None = None) -> str:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = predict_parser(__doc__, "argus", "argus")
     parser.add_argument("volume", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/argus/laptop/argus/seed0/checkpoint"))
     parser.add_argument("--series", default="", help="SeriesInstanceUID, where the folder holds several series")
     parser.add_argument("--section", choices=list(PROMPTS), help="what to write; default: of the run's first source")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
-    options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-argus` or give --checkpoint"
-        )
-    quiet()
+    options = parsed(parser, args)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         volume = read(options.volume, options.series)
     except CtReadError as error:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from argus.config import Config, parse
 from argus.data import (
@@ -28,7 +29,6 @@ from argus.language import LanguageDataset, drawn_reports, texts_hash
 from argus.model import PRETRAIN, ArgusModel
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
-from argus.runs import quiet
 from shared.runs.facts import finished
 from shared.runs.training import StopsAtBrokenLoss, fit, trainer_arguments
 
@@ -131,7 +131,8 @@ def fit_input(cfg: Config, encoder, train_set: Dataset, prepared: Prepared | Non
 
 def main(args: list[str] | None = None) -> Path:
     """Train, save `checkpoint/`, write `run.json`; returns the run's folder."""
-    quiet()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(args)
     text_only = cfg.model.objective == "language"
     prepared = None if text_only else prepare(cfg.data)

@@ -6,7 +6,6 @@ RECORD is a WFDB record (path without or with extension), or a CSV file with one
 in mV; for CSV give `--fs-hz`. The text encoder and its cache are those of the run.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from shared.ecg.decode import resampled
 from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_file
+from shared.runs.predict import parsed, predict_parser
 
 
 @torch.inference_mode()
@@ -45,18 +45,12 @@ def attend(
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = predict_parser(__doc__, "kmerl", "kmerl")
     parser.add_argument("record", type=Path)
     parser.add_argument("--leads", default=",".join(LEADS), help="leads that the model may see, comma-separated")
     parser.add_argument("--classes", required=True, help="plain names of conditions, comma-separated")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/kmerl/laptop/kmerl/seed0/checkpoint"))
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
-    options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-kmerl` or give --checkpoint"
-        )
+    options = parsed(parser, args)
     logging.set_verbosity_error()
     leads = tuple(name.strip() for name in options.leads.split(",") if name.strip())
     names = [name.strip() for name in options.classes.split(",") if name.strip()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from transformers.utils import logging
 
 from meit.config import Config, parse
 from meit.data import (
@@ -27,7 +28,6 @@ from meit.data import (
 from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
-from meit.runs import quiet
 from meit.scoring import score_table
 from shared.metrics.scorecard import dumps
 from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
@@ -131,7 +131,8 @@ def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
 
 def main(args: list[str] | None = None) -> Path:
     """Generate and score; returns the run's folder. A finished evaluation is not run again."""
-    quiet()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(args)
     prepared = prepare(cfg.data)
     checkpoint = checkpoint_of(cfg)

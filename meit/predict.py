@@ -4,20 +4,20 @@ RECORD is a WFDB record (path without or with extension), or a CSV file with one
 in mV; for CSV give `--fs-hz`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from transformers.utils import logging
 
 from meit.data import load_tokenizer, normalise, prompt_instruction, prompt_text
 from meit.figures import draw_case
 from meit.model import MeitModel
-from meit.runs import quiet
 from shared.ecg.decode import resampled
 from shared.ecg.record import EcgReadError
 from shared.ecg.wfdb_io import read_file
+from shared.runs.predict import parsed, predict_parser
 
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
@@ -36,15 +36,12 @@ def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
 
 
 def main(args: list[str] | None = None) -> str:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = predict_parser(__doc__, "meit", "meit")
     parser.add_argument("record", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/meit/laptop/meit/seed0/checkpoint"))
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
-    options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-meit` or give --checkpoint")
-    quiet()
+    options = parsed(parser, args)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz)
     except EcgReadError as error:

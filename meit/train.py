@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from meit.config import Config, parse
 from meit.data import Collator, ReportDataset, load_tokenizer, prompt_text, train_tokenizer
@@ -17,7 +18,6 @@ from meit.encoder import EncoderConfig, EncoderForWords
 from meit.instructions import instruction_pool
 from meit.model import MeitModel
 from meit.prep import prepare
-from meit.runs import quiet
 from shared.runs.facts import finished
 from shared.runs.training import StopsAtBrokenLoss, fit, over_all_processes, trainer_arguments
 
@@ -70,7 +70,8 @@ def build(cfg: Config, reports: list[str]) -> tuple[PreTrainedModel, PreTrainedT
 
 def main(args: list[str] | None = None) -> Path:
     """Train, save `checkpoint/`, write `run.json`; returns the run's folder."""
-    quiet()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(args)
     prepared = prepare(cfg.data)
     if finished(cfg, prepared.data_hash):

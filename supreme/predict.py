@@ -9,7 +9,6 @@ model was trained on, the default), or names of conditions, comma-separated. The
 the run.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.tasks import TASKS
 from shared.ecg.wfdb_io import read_file
+from shared.runs.predict import parsed, predict_parser
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.prep import prepare, text_encoder
@@ -51,18 +51,12 @@ def vocabulary_of(text: str, cfg: Config) -> list[str]:
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = predict_parser(__doc__, "supreme", "supreme")
     parser.add_argument("record", type=Path)
     parser.add_argument("--vocabulary", default="terms", help=f"terms, one of {', '.join(TASKS)}, or names")
     parser.add_argument("--top", type=int, default=10, help="how many conditions to print")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/supreme/laptop/supreme/seed0/checkpoint"))
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
-    options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-supreme` or give --checkpoint"
-        )
+    options = parsed(parser, args)
     logging.set_verbosity_error()
     cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
     try:

@@ -7,13 +7,13 @@ IMAGE is a PNG, JPG or DICOM file. A score alone says little, so the share of re
 printed too, where these are at hand. The picture shows the film, and the map of the sentence over it.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
+from shared.runs.predict import parsed, predict_parser
 from synth_medvlp.config import Config, parse
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.datasets.reading import read_image
@@ -54,16 +54,11 @@ def higher_than(model: VlpModel, score: float, prompt: str, cfg: Config, n: int)
 
 
 def main(args: list[str] | None = None) -> dict[str, float | None]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = predict_parser(__doc__, "synth_medvlp", "mix")
     parser.add_argument("image", type=Path)
     parser.add_argument("prompt", help="what is asked, such as 'left pleural effusion'")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/synth_medvlp/laptop/mix/seed0/checkpoint"))
     parser.add_argument("--compare", type=int, default=500, help="real training images to compare the score with")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"))
-    options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-synth_medvlp` "
-                     "or give --checkpoint")  # fmt: skip
+    options = parsed(parser, args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if not clean(options.prompt):

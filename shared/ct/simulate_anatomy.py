@@ -5,7 +5,7 @@ Every function takes broadcastable coordinates z, y, x in mm (grid or points) an
 patient can be asked at any resolution. The form is given for a reference adult and scaled; tissue values are in HU.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -56,9 +56,6 @@ class Patient:
     def mm(self, reference) -> np.ndarray:
         """Points [.., 3] of the reference adult -> of this patient."""
         return np.asarray(reference, float) * self.scale
-
-    def with_changes(self, **changes) -> "Patient":
-        return replace(self, **changes)
 
     @property
     def half_width_mm(self) -> float:

@@ -122,11 +122,6 @@ class TaskData:
         table = {part: self.labels[self.part == part].sum(0, dtype=np.int64) for part in PARTS}
         return pd.DataFrame(table, index=[c.code for c in self.classes])
 
-    def without_positives(self, part: str) -> list[str]:
-        """Codes of the classes that no record of a part shows; a macro average leaves them out and says so."""
-        rows = self.part_rows(part)
-        return [c.code for c, n in zip(self.classes, self.labels[rows].sum(0), strict=True) if not n]
-
     def few_label_rows(self, fraction: float, draw: int | None = None) -> np.ndarray:
         """Train rows of a few-label subset, ascending; fraction 1 is all of them.
 

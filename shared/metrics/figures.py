@@ -19,6 +19,28 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX"
 VERDICT_STYLE = {HOLDS: (BLUE, "o"), FAILS: (VERMILLION, "X"), INCONCLUSIVE: (GREY, "d")}
 DPI = 130
+LINE_IN, HEADING_IN = 0.19, 0.27  # of a column of reports; 46 characters of 10-point text are about 3.6 inches
+
+
+def report_column(reference: str, predictions: Mapping[str, str], chars: int) -> tuple[float, list[tuple]]:
+    """(height in inches, what `draw_column` draws): a reference ("" where there is none) and what each model wrote."""
+    texts = ([("Reference report", reference)] if reference else []) + list(predictions.items())
+    colors = ([BLACK] if reference else []) + [CYCLE[k % (len(CYCLE) - 1)] for k in range(len(predictions))]
+    blocks = [
+        (name, textwrap.wrap(text, chars) or ["(empty)"], c) for (name, text), c in zip(texts, colors, strict=True)
+    ]
+    return sum(HEADING_IN + LINE_IN * len(lines) + 0.2 for _, lines, _ in blocks), blocks
+
+
+def draw_column(fig: Figure, left: float, blocks: Sequence[tuple]) -> None:
+    """Headings and texts from the top down. left: share of the width."""
+    height_in, top_in = fig.get_size_inches()[1], 0.35
+    for name, lines, color in blocks:
+        y = 1 - top_in / height_in
+        fig.text(left, y, name, color=color, weight="bold", fontsize=11, va="top", parse_math=False)
+        y -= HEADING_IN / height_in
+        fig.text(left, y, "\n".join(lines), fontsize=10, va="top", linespacing=1.3, parse_math=False)
+        top_in += HEADING_IN + LINE_IN * len(lines) + 0.2
 
 
 def draw_curve(

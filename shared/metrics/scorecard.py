@@ -212,11 +212,6 @@ def dumps(card: Mapping) -> str:
     return json.dumps(canonical(card), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measured_part(card: Mapping) -> dict:
-    """The scorecard without VOLATILE keys: what scoring again must reproduce."""
-    return {k: v for k, v in card.items() if k not in VOLATILE}
-
-
 @cache
 def _schema() -> dict:
     return json.loads(SCHEMA.read_text(encoding="utf-8"))

@@ -226,12 +226,6 @@ def test_canonical_numbers():
     assert str(scorecard.canonical(-0.0)) == "0.0"
 
 
-def test_measured_part_leaves_out_the_run_only(card):
-    again = card | {"wall_s": 1.0, "peak_rss_mb": 1.0, "commit": "1234567", "environment": {}}
-    assert scorecard.measured_part(again) == scorecard.measured_part(card)
-    assert "seeds" in scorecard.measured_part(card) and "claims" in scorecard.measured_part(card)
-
-
 # --- REPRODUCTION.md ---
 
 
