@@ -12,13 +12,10 @@ import numpy as np
 import pandas as pd
 
 from shared.ecg.record import LEADS, EcgReadError
+from shared.store import StoreError
 
 CHUNK_RECORDS = 64  # records a worker decodes at once: 7.7 MB at 12 x 5000
 UNITS_PER_MV = 1000
-
-
-class StoreError(RuntimeError):
-    """A store that cannot be written or read as it is; the message names the file and the fix."""
 
 
 def decoded_chunks(index: pd.DataFrame, root: Path, job: dict, start: int, workers: int, scratch: Path) -> Iterator:

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from ct_files import SPACING, affine_of, bimcv_r, ct_rate, inspect, patch, thorax, write_dicom, write_nifti
 
+from shared import store as packing
 from shared.ct import LOADERS, store
 from shared.ct.ct_io import TableHeader, check_chest, read_header, read_nifti
 from shared.ct.dicom import read_dicom
@@ -225,9 +226,9 @@ def test_every_moment_of_death(sources, packed, tmp_path, monkeypatch, moment):
 
     monkeypatch.setattr(store, "CHUNK_VOLUMES", 4)  # ten volumes: 3 chunks of two syncs each, then 8 steps
     with monkeypatch.context() as patch_:
-        for name in ("_sync", "_write_table", "_sha256"):
-            patch_.setattr(store, name, dying(getattr(store, name)))
-        patch_.setattr(store.os, "replace", dying(store.os.replace))
+        for of, name in ((packing, "sync"), (packing, "sha256"), (store._Partial, "write_table")):
+            patch_.setattr(of, name, dying(getattr(of, name)))
+        patch_.setattr(packing.os, "replace", dying(packing.os.replace))
         with pytest.raises(MemoryError):
             pack(*sources, tmp_path / "store", GEOMETRY, workers=1)
     with pytest.raises(StoreError, match="no finished store"):
@@ -273,6 +274,6 @@ def test_pack_errors_name_what_is_wrong(sources, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_sync", full)
+    monkeypatch.setattr(packing, "sync", full)
     with pytest.raises(StoreError, match="no room to write"):
         pack(index[:2], roots, tmp_path / "e", GEOMETRY)

@@ -17,6 +17,7 @@ from shared.ecg import decode, ptbxl, store
 from shared.ecg.record import INDEX_COLUMNS, EcgReadError
 from shared.ecg.store import EcgStore, StoreError, pack
 from shared.ecg.wfdb_io import read_signal
+from shared.store import HEADER_BYTES
 
 
 def test_signals_and_rows_are_those_of_the_files(tree, packed):
@@ -42,7 +43,7 @@ def test_signals_are_a_plain_npy_file(packed):
     with open(packed / "signals.npy", "rb") as file:
         assert np.lib.format.read_magic(file) == (1, 0)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        assert file.tell() == store.HEADER_BYTES and file.tell() % 64 == 0
+        assert file.tell() == HEADER_BYTES and file.tell() % 64 == 0
     values = np.load(packed / "signals.npy", mmap_mode="r", allow_pickle=False)
     assert values.dtype == np.int16 == dtype and not fortran and values.shape == shape
     records = EcgStore(packed).records

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from store_files import FILES, REPOSITORY, digest, write_tree
 
+from shared import store as packing
 from shared.ecg import decode, store
 from shared.ecg.store import EcgStore, StoreError, pack
 
@@ -70,9 +71,9 @@ def test_every_moment_of_death(tree, packed, tmp_path, small_chunks, monkeypatch
         return wrapped
 
     with monkeypatch.context() as patch:
-        for name in ("_sync", "_write_records", "_sha256"):
-            patch.setattr(store, name, dying(getattr(store, name)))
-        patch.setattr(store.os, "replace", dying(os.replace))
+        for of, name in ((packing, "sync"), (packing, "sha256"), (store._Partial, "write_table")):
+            patch.setattr(of, name, dying(getattr(of, name)))
+        patch.setattr(packing.os, "replace", dying(os.replace))
         with pytest.raises(MemoryError):
             pack("ptb-xl", tree, tmp_path / "store", workers=1)
     pack("ptb-xl", tree, tmp_path / "store", workers=1)
@@ -90,7 +91,7 @@ def test_death_between_the_final_renames(tree, packed, tmp_path, monkeypatch, re
         os.rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "replace", replace)
+        patch.setattr(packing.os, "replace", replace)
         with pytest.raises(MemoryError):
             pack("ptb-xl", tree, tmp_path / "store", workers=1)
     with pytest.raises(StoreError):
