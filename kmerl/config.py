@@ -9,9 +9,8 @@ from typing import ClassVar
 
 from kmerl.extract import ExtractConfig
 from kmerl.model import ModelConfig
-from shared.ecg.tasks import TASKS
-from shared.metrics.probe import ProbeConfig
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
+from shared.runs.tasks import TaskEvalConfig
 from shared.vectors import TextConfig
 
 
@@ -38,20 +37,12 @@ class TrainConfig(RunTrainConfig):
 
 
 @dataclass
-class EvalConfig:
-    """Zero-shot and probing on the six tasks (reference: Evaluation protocols)."""
+class EvalConfig(TaskEvalConfig):
+    """Zero-shot and probing (reference: Evaluation protocols; variant: D4, traps 1, 2, 16)."""
 
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    simulate: SimulateConfig | None = None  # of each downstream release
-    variant: str = "corrected"  # corrected | as_published: labels and signals downstream (D4, traps 1, 2, 16)
     inputs: list[str] = field(default_factory=lambda: ["12 leads"])  # see kmerl/inputs.py
     prompts: str = "names"  # names (class descriptions) | engineered (shared/ecg/prompts.yaml): MERL's way
     n_random_sets: int = 10  # random lead sets per count, for the input `random`
-    all_records: bool = False  # score all records of a release, not its test part (350 real PTB-XL records)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    checkpoint: str | None = None  # of another run; null = this run's own
-    batch: int = 128
-    n_boot: int = 1000
 
 
 @dataclass

@@ -7,9 +7,8 @@ the README lists the values that the paper leaves unknown.
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
-from shared.ecg.tasks import TASKS
-from shared.metrics.probe import ProbeConfig
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, SimulateConfig, parse_as
+from shared.runs.tasks import TaskEvalConfig
 from shared.vectors import TextConfig
 from supreme.extract import ExtractConfig
 from supreme.model import ModelConfig
@@ -40,19 +39,11 @@ class TrainConfig(RunTrainConfig):
 
 
 @dataclass
-class EvalConfig:
-    """Zero-shot and probing on the six tasks (reference: Evaluation protocols)."""
+class EvalConfig(TaskEvalConfig):
+    """Zero-shot and probing (reference: Evaluation protocols)."""
 
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    simulate: SimulateConfig | None = None  # of each downstream release
-    variant: str = "corrected"  # corrected | as_published: labels and signals downstream
     inputs: list[str] = field(default_factory=lambda: ["ecg"])  # see supreme/inputs.py
     texts: str = "short"  # of the classes: short | figure | code | long (M6, supreme/queries.py)
-    all_records: bool = False  # score all records of a release, not its test part (350 real PTB-XL records)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    checkpoint: str | None = None  # of another run; null = this run's own
-    batch: int = 128
-    n_boot: int = 1000
 
 
 @dataclass

@@ -170,16 +170,6 @@ def downstream_hash(downstream: dict[str, Release]) -> str:
     return hash_of(parts)
 
 
-def labels_table(downstream: dict[str, Release]) -> pd.DataFrame:
-    """One row per task and record: dataset, task, id, part, reference (list of 1, 0, -1 uncertain, one per class)."""
-    found = []
-    for dataset, release in downstream.items():
-        for name, task in release.tasks.items():
-            table = pd.DataFrame({"dataset": dataset, "task": name, "id": task.record_ids, "part": task.part})
-            found.append(table.assign(reference=list(task.labels)))
-    return pd.concat(found, ignore_index=True)
-
-
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 

@@ -25,10 +25,10 @@ from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, t
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, rank
 from shared.runs.facts import commit
-from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, predict_all
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all
 from synth_medvlp import finetune, segment
 from synth_medvlp.config import Config, parse
-from synth_medvlp.downstream import Release, Task, downstream_hash, labels_table, load_tasks
+from synth_medvlp.downstream import Release, Task, downstream_hash, load_tasks
 from synth_medvlp.grounding import centre_prior, ground
 from synth_medvlp.inputs import CLASSIFIED, Input, expand
 from synth_medvlp.model import SCORERS, load

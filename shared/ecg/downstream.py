@@ -63,16 +63,6 @@ def downstream_hash(downstream: dict[str, Downstream]) -> str:
     return hash_of(parts)
 
 
-def labels_table(downstream: dict[str, Downstream]) -> pd.DataFrame:
-    """One row per task and record: dataset, task, id, part, reference (list of 0/1, one per class)."""
-    found = []
-    for dataset, release in downstream.items():
-        for name, task in release.tasks.items():
-            table = pd.DataFrame({"dataset": dataset, "task": name, "id": task.record_ids, "part": task.part})
-            found.append(table.assign(reference=list(task.labels)))
-    return pd.concat(found, ignore_index=True)
-
-
 # --- signals ---
 
 

@@ -10,22 +10,38 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from shared.ecg.downstream import VAL, Downstream, downstream_hash, labels_table, probe_scores
+from shared.ecg.downstream import VAL, Downstream, downstream_hash, probe_scores
+from shared.ecg.tasks import TASKS
+from shared.metrics.probe import ProbeConfig
 from shared.metrics.scorecard import dumps
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
-from shared.runs.config import RunConfig
+from shared.runs.config import RunConfig, SimulateConfig
 from shared.runs.evaluation import entry, evaluated, in_parts, rank, weights_of
 from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.facts import commit
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
+
+
+@dataclass
+class TaskEvalConfig:
+    """Zero-shot and probing on the six tasks; a paper adds its inputs and texts."""
+
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    simulate: SimulateConfig | None = None  # of each downstream release
+    variant: str = "corrected"  # corrected | as_published: labels and signals downstream
+    all_records: bool = False  # score all records of a release, not its test part (350 real PTB-XL records)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    checkpoint: str | None = None  # of another run; null = this run's own
+    batch: int = 128
+    n_boot: int = 1000
 
 
 class TaskInput(Protocol):
@@ -74,6 +90,17 @@ class TaskEvaluation(ABC):
                 table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
                 found.append(table)
         return found
+
+
+def labels_table(downstream: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per task and record: dataset, task, id, part, reference (list of 1, 0, -1 uncertain, one
+    per class)."""
+    found = []
+    for dataset, release in downstream.items():
+        for name, task in release.tasks.items():
+            table = pd.DataFrame({"dataset": dataset, "task": name, "id": task.record_ids, "part": task.part})
+            found.append(table.assign(reference=list(task.labels)))
+    return pd.concat(found, ignore_index=True)
 
 
 def cycle(n: int, seed: int) -> np.ndarray:

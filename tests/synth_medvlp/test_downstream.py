@@ -10,6 +10,7 @@ from cxr_trees import real
 from hospitals import release, task
 from PIL import Image
 
+from shared.runs.tasks import labels_table
 from synth_medvlp import downstream
 from synth_medvlp.config import Config
 from synth_medvlp.datasets import LOADERS, boxes_mask, fit_mask, read_image, read_record
@@ -22,7 +23,6 @@ from synth_medvlp.downstream import (
     TASKS,
     WITHIN,
     downstream_hash,
-    labels_table,
     load_tasks,
 )
 from synth_medvlp.evaluate import Evaluation, class_kinds, summary_of

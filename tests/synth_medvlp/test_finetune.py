@@ -9,8 +9,9 @@ from hospitals import SIZE, release, task
 from shared.metrics.classification import auroc_per_class
 from shared.metrics.segmentation import Counts, metrics_of_rows
 from shared.metrics.six_tasks import items_of, metrics_of
+from shared.runs.tasks import labels_table
 from synth_medvlp import finetune, segment
-from synth_medvlp.downstream import WITHIN, labels_table
+from synth_medvlp.downstream import WITHIN
 from synth_medvlp.finetune import FinetuneConfig, masked_bce, random_crops
 from synth_medvlp.segment import SegmentConfig, UNet, balanced, counted, mask_loss
 

@@ -13,10 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from shared.metrics.scorecard import dumps
 from shared.metrics.six_tasks import best_f1_thresholds
+from shared.runs.tasks import labels_table
 from synth_medvlp import evaluate, predict
 from synth_medvlp.config import Config
 from synth_medvlp.datasets.images import read_pixels
-from synth_medvlp.downstream import HEADLINE, labels_table
+from synth_medvlp.downstream import HEADLINE
 from synth_medvlp.evaluate import Evaluation, balanced_accuracy, class_kinds, prevalence, protocols, summary_of
 from synth_medvlp.inputs import CONTROLS, Input, expand
 from synth_medvlp.model import SCORERS
