@@ -31,6 +31,7 @@ from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.interval import interval
 from shared.metrics.scorecard import dumps
+from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import hash_of
 from shared.runs.facts import commit
 
@@ -179,7 +180,7 @@ def drawn_sizes(prepared: Prepared) -> dict[str, str]:
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    trained = json.loads(run_file(checkpoint, "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.slice_only]
@@ -202,8 +203,8 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     prepared = prepare(cfg.data)
     file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
+    checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not run_file(checkpoint, "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m argus.train`")
     e = cfg.eval
     models = {name: getattr(e, name) for name in ("green", "ratescore", "radgraph")}

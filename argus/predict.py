@@ -29,6 +29,7 @@ from shared.ct.dicom import read_dicom
 from shared.ct.geometry import Geometry, prepare
 from shared.ct.volume import CtReadError, CtVolume
 from shared.metrics.figures import DPI, save
+from shared.runs.checkpoint import run_file, trained
 
 
 def read(path: Path, series_uid: str = "") -> CtVolume:
@@ -89,7 +90,7 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     and the sentence's tokens, where it is more than what the tokens of this report give to a place on average; of a
     single sentence, more than its least.
     """
-    run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
     if run["model"]["objective"] != "report":
         raise SystemExit(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
                          "volumes; take one of objective 'report'")  # fmt: skip
@@ -137,15 +138,11 @@ def draw(path: Path, volume: CtVolume, parts: list, title: str = "") -> None:
 def main(args: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/argus/laptop/argus/seed0/checkpoint"))
+    parser.add_argument("--checkpoint", type=trained("argus"), default="runs/argus/laptop/argus/seed0/checkpoint")
     parser.add_argument("--series", default="", help="SeriesInstanceUID, where the folder holds several series")
     parser.add_argument("--section", choices=list(PROMPTS), help="what to write; default: of the run's first source")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"))
     options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-argus` or give --checkpoint"
-        )
     quiet()
     try:
         volume = read(options.volume, options.series)

@@ -26,6 +26,7 @@ from kmerl.scoring import seen_or_not
 from shared.ecg.downstream import Downstream, batches, downstream_hash, labels_table, read_mv
 from shared.ecg.prompts import class_texts
 from shared.metrics.scorecard import dumps
+from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import hash_of
 from shared.runs.facts import commit
 from shared.runs.tasks import TaskEvaluation, cycle, predict_all, summary_of
@@ -111,7 +112,7 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
 def evaluation_hash(cfg: Config, evaluation: Evaluation, data: Pretraining, data_hash: str, checkpoint: Path) -> str:
     """Identifies weights, data, queries and inputs. Raises ValueError where the run's weights are another config's or
     stand on other data."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    trained = json.loads(run_file(checkpoint, "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     if cfg.eval.checkpoint is None and trained["data_hash"] != data.data_hash:
@@ -126,8 +127,8 @@ def main(args: list[str] | None = None) -> Path:
     logging.set_verbosity_error()
     cfg = parse(args)
     file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
+    checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not run_file(checkpoint, "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m kmerl.train`")
     start = time.perf_counter()
     evaluation, data = setup(cfg, checkpoint)

@@ -21,6 +21,7 @@ from shared.ecg.decode import resampled
 from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_file
+from shared.runs.checkpoint import run_file, trained
 
 
 @torch.inference_mode()
@@ -49,14 +50,10 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("record", type=Path)
     parser.add_argument("--leads", default=",".join(LEADS), help="leads that the model may see, comma-separated")
     parser.add_argument("--classes", required=True, help="plain names of conditions, comma-separated")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/kmerl/laptop/kmerl/seed0/checkpoint"))
+    parser.add_argument("--checkpoint", type=trained("kmerl"), default="runs/kmerl/laptop/kmerl/seed0/checkpoint")
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"))
     options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-kmerl` or give --checkpoint"
-        )
     logging.set_verbosity_error()
     leads = tuple(name.strip() for name in options.leads.split(",") if name.strip())
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
@@ -65,7 +62,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, leads)
     except (EcgReadError, ValueError) as error:
         parser.error(str(error))
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     model = load(options.checkpoint).eval()
     if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
         parser.error(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")

@@ -34,6 +34,7 @@ from meit.runs import quiet
 from meit.scoring import score_table, select
 from shared.metrics.interval import interval
 from shared.metrics.scorecard import dumps
+from shared.runs.checkpoint import fetched, run_file
 from shared.runs.facts import commit
 
 CHUNK = 256  # records per part file
@@ -130,7 +131,7 @@ def attention(model: MeitModel, tokenizer, dataset: ReportDataset, cfg: Config) 
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    trained = json.loads(run_file(checkpoint, "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     content = [trained["config_hash"], trained["data_hash"], prepared.data_hash, cfg.data.normalise]
@@ -145,8 +146,8 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     prepared = prepare(cfg.data)
     file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
+    checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not run_file(checkpoint, "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m meit.train`")
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),

@@ -18,11 +18,12 @@ from meit.runs import quiet
 from shared.ecg.decode import resampled
 from shared.ecg.record import EcgReadError
 from shared.ecg.wfdb_io import read_file
+from shared.runs.checkpoint import run_file, trained
 
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
     """The model's report of one ECG, resampled and normalised as its training data were."""
-    run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
     target_hz = run["data"]["fs_hz"]
     signal_mv = resampled(signal_mv, fs_hz, target_hz)
     if run["model"]["fusion"] in ("none", "words"):
@@ -38,12 +39,10 @@ def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
 def main(args: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/meit/laptop/meit/seed0/checkpoint"))
+    parser.add_argument("--checkpoint", type=trained("meit"), default="runs/meit/laptop/meit/seed0/checkpoint")
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"))
     options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-meit` or give --checkpoint")
     quiet()
     try:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz)

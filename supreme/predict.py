@@ -21,6 +21,7 @@ from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.tasks import TASKS
 from shared.ecg.wfdb_io import read_file
+from shared.runs.checkpoint import run_file, trained
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.prep import prepare, text_encoder
@@ -55,16 +56,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("record", type=Path)
     parser.add_argument("--vocabulary", default="terms", help=f"terms, one of {', '.join(TASKS)}, or names")
     parser.add_argument("--top", type=int, default=10, help="how many conditions to print")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/supreme/laptop/supreme/seed0/checkpoint"))
+    parser.add_argument("--checkpoint", type=trained("supreme"), default="runs/supreme/laptop/supreme/seed0/checkpoint")
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"))
     options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(
-            f"{options.checkpoint}: no trained run; train one with `make reproduce-supreme` or give --checkpoint"
-        )
     logging.set_verbosity_error()
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     try:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, LEADS)
     except (EcgReadError, ValueError, OSError) as error:

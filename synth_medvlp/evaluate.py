@@ -24,6 +24,7 @@ from shared.metrics.interval import Metric, interval
 from shared.metrics.scorecard import dumps
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
+from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import hash_of
 from shared.runs.facts import commit
 from shared.runs.tasks import TaskEvaluation, cycle, predict_all
@@ -229,7 +230,7 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, dict[str, str]]:
 def evaluation_hash(cfg: Config, evaluation: Evaluation, train_hash: str, data_hash: str, checkpoint: Path) -> str:
     """Identifies weights, data, prompts and inputs. Raises ValueError where the run's weights are another config's or
     stand on other data."""
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    trained = json.loads(run_file(checkpoint, "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     if cfg.eval.checkpoint is None and trained["data_hash"] != train_hash:
@@ -252,8 +253,8 @@ def main(args: list[str] | None = None) -> Path:
     logging.disable_progress_bar()
     cfg = parse(args)
     file = cfg.run_dir / "metrics.json"
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
+    checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not run_file(checkpoint, "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m synth_medvlp.train`")
     start = time.perf_counter()
     evaluation, absent = setup(cfg, checkpoint)

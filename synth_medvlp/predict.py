@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from shared.runs.checkpoint import run_file, trained
 from synth_medvlp.config import Config, parse
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.datasets.reading import read_image
@@ -57,18 +58,17 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("prompt", help="what is asked, such as 'left pleural effusion'")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/synth_medvlp/laptop/mix/seed0/checkpoint"))
+    parser.add_argument(
+        "--checkpoint", type=trained("synth_medvlp"), default="runs/synth_medvlp/laptop/mix/seed0/checkpoint"
+    )
     parser.add_argument("--compare", type=int, default=500, help="real training images to compare the score with")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"))
     options = parser.parse_args(args)
-    if not (options.checkpoint.parent / "config.yaml").is_file():
-        parser.error(f"{options.checkpoint}: no trained run; train one with `make reproduce-synth_medvlp` "
-                     "or give --checkpoint")  # fmt: skip
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if not clean(options.prompt):
         parser.error("the prompt has no word: ask for a finding, such as 'left pleural effusion'")
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     try:
         image = film(options.image, cfg)
     except CxrReadError as error:

@@ -1,5 +1,6 @@
 """What the `reproduce` of every paper shares: configs, the order of runs, the facts kept of them, evidence and scores.
 
+    checkpoint.py  where a checkpoint is, here or on the hub
     config.py    the sections and the command line that all configs have
     facts.py     run.json, and whether a run is finished
     paper.py     what a paper says of itself: its experiments and how they are scored
