@@ -29,8 +29,13 @@ def fetched(checkpoint: str | Path) -> Path:
         endpoint = os.environ.get("HF_ENDPOINT")
         return Path(snapshot_download(str(checkpoint), endpoint=endpoint, allow_patterns=[f"*{end}" for end in PUBLIC]))
     except (HTTPError, OSError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"{checkpoint}: no trained run here, and none on the hub: {line}") from error
+        why = in_one_line(error)
+        raise FileNotFoundError(f"{checkpoint}: no trained run here, and none on the hub: {why}") from error
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error of the hub says."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def run_file(folder: Path, name: str) -> Path:

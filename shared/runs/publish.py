@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from shared.runs.card import Run, card, read_run
-from shared.runs.checkpoint import HUB_NAME, PUBLIC
+from shared.runs.checkpoint import HUB_NAME, PUBLIC, in_one_line
 
 
 class PublishError(RuntimeError):
@@ -63,9 +63,9 @@ def push(folder: Path, repo: str) -> str:
         url = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Published by shared.runs.publish")
     except (HTTPError, OSError, ValueError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PublishError(
-            f"{repo}: {api.endpoint} did not take it: {line}; {folder} is complete, push it again with the same command"
+            f"{repo}: {api.endpoint} did not take it: {in_one_line(error)}; {folder} is complete, the same command "
+            "pushes it again"
         ) from error
     return str(url)
 
