@@ -37,10 +37,11 @@ def test_pushed_and_fetched_run_is_the_same_to_the_bit(package, run, cache, hub,
     assert all(name.endswith((".safetensors", ".json", ".yaml", ".md")) for name in files), "no pickles"
     assert not [name for name, content in files.items() if str(run).encode().split(b"/runs/")[0] in content]
 
-    before, after = (model_of(package, str(folder)) for folder in (run / "checkpoint", out))
-    weights = before.state_dict()
-    assert not after.training and weights.keys() == after.state_dict().keys()
-    assert all(torch.equal(weights[name], value) for name, value in after.state_dict().items())
+    weights = model_of(package, str(run / "checkpoint")).state_dict()
+    for name in (str(out), REPO):
+        model = model_of(package, name)
+        assert not model.training and weights.keys() == model.state_dict().keys()
+        assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
 
     pattern, *options = package.predict
     predict = importlib.import_module(f"{package.name}.predict").main
