@@ -48,7 +48,8 @@ class Run:
 
     @property
     def simulated(self) -> bool:
-        return self.facts["source"].startswith("simulated")
+        """Trained on simulated records."""
+        return self.facts["source"] == "simulated"
 
     @property
     def releases(self) -> list[str]:
@@ -116,7 +117,7 @@ def metadata(run: Run) -> ModelCardData:
     results = [
         EvalResult(
             task_type=run.about["task"],
-            dataset_type="simulated" if run.simulated else run.evaluation["source"],
+            dataset_type=run.evaluation["source"],
             dataset_name=f"{run.evaluation['source']}, test records",
             dataset_split="test",
             metric_type=metric,
@@ -144,7 +145,8 @@ def metadata(run: Run) -> ModelCardData:
 
 
 def _warning(run: Run) -> str:
-    trained = "Trained and tested on simulated records only. " if run.simulated else ""
+    tested = " and tested" if run.evaluation.get("source") == "simulated" else ""
+    trained = f"Trained{tested} on simulated records only. " if run.simulated else ""
     return f"> **Research only, not for clinical use.** {trained}Tier `{run.config['tier']}`: {_tier(run)}."
 
 
