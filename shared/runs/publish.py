@@ -5,7 +5,8 @@
 
 The folder holds weights (safetensors), the model's config.json, its tokenizer, the run's config.yaml and run.json, and
 a model card, README.md. It is what `from_pretrained` and `python -m <paper>.predict --checkpoint` take, and so is
-OWNER/NAME. Pushing needs HF_TOKEN or `hf auth login`; HF_ENDPOINT names another hub. A new repository is private.
+OWNER/NAME. Pushing needs HF_TOKEN or `hf auth login`. A new repository is private. HF_ENDPOINT names another hub, which
+may need HF_HUB_DISABLE_XET=1.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def push(folder: Path, repo: str) -> str:
     try:
         url = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Published by shared.runs.publish")
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise PublishError(
             f"{repo}: {api.endpoint} did not take it: {in_one_line(error)}; {folder} is complete, the same command "
             "pushes it again"
