@@ -89,7 +89,7 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     and the sentence's tokens, where it is more than what the tokens of this report give to a place on average; of a
     single sentence, more than its least.
     """
-    run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
     if run["model"]["objective"] != "report":
         raise SystemExit(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
                          "volumes; take one of objective 'report'")  # fmt: skip

@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, leads)
     except (EcgReadError, ValueError) as error:
         parser.error(str(error))
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     model = load(options.checkpoint).eval()
     if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
         parser.error(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")

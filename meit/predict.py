@@ -22,7 +22,7 @@ from shared.runs.predict import parsed, predict_parser
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
     """The model's report of one ECG, resampled and normalised as its training data were."""
-    run = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
     target_hz = run["data"]["fs_hz"]
     signal_mv = resampled(signal_mv, fs_hz, target_hz)
     if run["model"]["fusion"] in ("none", "words"):

@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     options = parsed(parser, args)
     logging.set_verbosity_error()
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     try:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, LEADS)
     except (EcgReadError, ValueError, OSError) as error:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from shared.runs.checkpoint import fetched
 from synth_medvlp import convirt, gloria
 from synth_medvlp.data import NORMALISE, normalise
 from synth_medvlp.encoders import ImageEncoder, ImageTowerConfig, TextEncoder, TextTowerConfig, load_weights
@@ -155,6 +156,14 @@ class VlpModel(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The constructors' draws stay."""
 
+    @classmethod
+    def from_pretrained(cls, name, *args, **kwargs) -> "VlpModel":
+        """A checkpoint with its tokenizer, in eval mode. name: a folder, or `owner/name` on the hub."""
+        folder = fetched(name)
+        model = super().from_pretrained(folder, *args, **kwargs)
+        model.tokeniser = Tokeniser.load(folder)
+        return model
+
     def save_pretrained(self, folder, **kwargs) -> None:
         super().save_pretrained(folder, **kwargs)
         if self.tokeniser is not None and kwargs.get("is_main_process", True):
@@ -267,10 +276,8 @@ def tokeniser_of(cfg: TextTowerConfig, texts: Sequence[str]) -> Tokeniser:
 
 
 def load(checkpoint: str | Path) -> VlpModel:
-    """The model saved in a folder with its tokenizer, in eval mode. FileNotFoundError where there is none."""
-    file = Path(checkpoint) / "config.json"
+    """`VlpModel.from_pretrained`, which says what to do where there is no checkpoint: FileNotFoundError."""
+    file = fetched(checkpoint) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no checkpoint there; train one with `python -m synth_medvlp.train`")
-    model = VlpModel.from_pretrained(str(checkpoint)).eval()
-    model.tokeniser = Tokeniser.load(checkpoint)
-    return model
+    return VlpModel.from_pretrained(file.parent)

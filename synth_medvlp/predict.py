@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     logging.disable_progress_bar()
     if not clean(options.prompt):
         parser.error("the prompt has no word: ask for a finding, such as 'left pleural effusion'")
-    cfg = parse(["--config", str(options.checkpoint.parent / "config.yaml")])
+    cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     try:
         image = film(options.image, cfg)
     except CxrReadError as error:

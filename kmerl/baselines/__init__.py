@@ -6,6 +6,7 @@ from pathlib import Path
 from kmerl.baselines.merl import MerlModel
 from kmerl.baselines.supervised import SupervisedModel
 from kmerl.model import EcgModel, KmerlModel, ModelConfig
+from shared.runs.checkpoint import fetched
 
 MODELS: dict[str, type[EcgModel]] = {"kmerl": KmerlModel, "merl": MerlModel, "supervised": SupervisedModel}
 
@@ -19,16 +20,16 @@ def build(cfg: ModelConfig, n_samples: int, d_text: int = 768, n_classes: int = 
 
 
 def load(checkpoint: str | Path) -> EcgModel:
-    """The model saved in a folder, of the class that its config.json names, in eval mode.
+    """The model saved in a folder or on the hub, of the class that its config.json names, in eval mode.
 
     FileNotFoundError without config.json, ValueError for a checkpoint of something else.
     """
-    file = Path(checkpoint) / "config.json"
+    file = fetched(checkpoint) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no checkpoint there; train one with `python -m kmerl.train`")
     found = json.loads(file.read_text()).get("model_type")
     for model in MODELS.values():
         if model.config_class.model_type == found:
-            return model.from_pretrained(str(checkpoint))
+            return model.from_pretrained(str(file.parent))
     known = ", ".join(m.config_class.model_type for m in MODELS.values())
     raise ValueError(f"{file}: model_type '{found}' is none of {known}")

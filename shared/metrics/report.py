@@ -39,7 +39,7 @@ def ci_text(bounds: Sequence[float | None], sign: bool = False) -> str:
     return f"[{number(bounds[0], sign)}, {number(bounds[1], sign)}]"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Free text made safe inside a Markdown table; code in backticks keeps its characters."""
     parts = " ".join(str(text).split()).replace("|", "\\|").split("`")
     for i in range(0, len(parts), 2):
@@ -52,10 +52,10 @@ def _cell(value: Any) -> str:
     """A cell of a secondary table: text, a number, or [value, lo, hi]."""
     if isinstance(value, list):
         return f"{number(value[0])} {ci_text(value[1:])}"
-    return _text(value) if isinstance(value, str) else number(value)
+    return escaped(value) if isinstance(value, str) else number(value)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -74,20 +74,20 @@ def _paper_number(claim: Mapping) -> str:
     """The paper's number with its provenance, from claims.yaml; never anything measured here."""
     paper = claim["paper"]
     if paper["value"] is None:
-        return f"no number {_text(paper['provenance'])}"
-    return f"{_text(str(paper['value']))} {_text(paper['unit'])} {_text(paper['provenance'])}".replace("  ", " ")
+        return f"no number {escaped(paper['provenance'])}"
+    return f"{escaped(str(paper['value']))} {escaped(paper['unit'])} {escaped(paper['provenance'])}".replace("  ", " ")
 
 
 def _asked(claim: Mapping) -> str:
     margin = f", margin {number(float(claim['margin']))}" if claim["margin"] else ""
     better = ", lower is better" if claim["direction"] == "lower" else ""
-    return f"{claim['kind']}{margin}: {_text(claim['metric'])}{better} against {_text(_steps(claim['comparator']))}"
+    return f"{claim['kind']}{margin}: {escaped(claim['metric'])}{better} against {escaped(_steps(claim['comparator']))}"
 
 
 def _result(claim: Mapping) -> str:
     """A tier's cell of the claims table."""
     if "ours" not in claim:
-        return f"{claim['verdict']}: {_text(claim['reason'])}"
+        return f"{claim['verdict']}: {escaped(claim['reason'])}"
     ours = claim["ours"]
     weakest = "weakest step " if "steps" in ours else ""
     measured = f"{number(ours['difference'], True)} {ci_text(ours['ci'], True)}"
@@ -101,12 +101,12 @@ def _result(claim: Mapping) -> str:
 def _claims_section(claims: Sequence[Mapping], cards: Mapping[str, Mapping]) -> str:
     by_tier = {tier: {c["id"]: c for c in card["claims"]} for tier, card in cards.items()}
     rows = [
-        [f"{_text(c['statement'])}<br>`{c['id']}`", _asked(c), _paper_number(c)]
+        [f"{escaped(c['statement'])}<br>`{c['id']}`", _asked(c), _paper_number(c)]
         + [_result(by_tier[tier][c["id"]]) for tier in cards]
         for c in claims
     ]
     heads = [f"`{tier}`: verdict, difference [95 % CI], ours vs comparator" for tier in cards]
-    return "## Claims\n\n" + _table(["Claim", "Asked as", "The paper's number", *heads], rows)
+    return "## Claims\n\n" + markdown_table(["Claim", "Asked as", "The paper's number", *heads], rows)
 
 
 def run_text(card: Mapping) -> str:
@@ -116,7 +116,7 @@ def run_text(card: Mapping) -> str:
         f"Commit `{card['commit']}`; seeds {seeds}; wall time {card['wall_s'] / 60:.1f} min; "
         f"peak memory {card['peak_rss_mb'] / 1024:.2f} GB."
         + f"\nSize of the Holm family (claims that name this tier): {card['family_size']}."
-        + (f"\nVersions: {_text(versions)}" if versions else "")
+        + (f"\nVersions: {escaped(versions)}" if versions else "")
     )
 
 
@@ -126,7 +126,7 @@ def _evidence_section(card: Mapping) -> str:
         ours = claim["ours"]
         for step in ours.get("steps", [ours]):
             verdict = step.get("verdict", claim["verdict"])
-            name = f"`{claim['id']}`" + (f": {_text(step['comparator'])}" if "steps" in ours else "")
+            name = f"`{claim['id']}`" + (f": {escaped(step['comparator'])}" if "steps" in ours else "")
             confidence = f"{100 * step['confidence_holm']:.4g} %"
             rows.append(
                 [
@@ -136,35 +136,35 @@ def _evidence_section(card: Mapping) -> str:
                     f"{step['p']:.2g}",
                     ", ".join(number(v, True) for v in step["seeds"]),
                     f"{number(ours['n_items'])} / {number(ours['n_patients'])}",
-                    f"{_text(claim['protocol'])}; {_text(ours['data'])}",
+                    f"{escaped(claim['protocol'])}; {escaped(ours['data'])}",
                     verdict_text({**claim, "verdict": verdict}),
                 ]
             )
     if not rows:
         return "No claim was tested at this tier."
     columns = ["Claim", "Difference [95 % CI]", "Holm-adjusted interval", "p", "Per seed", "Items / patients"]
-    return "### Evidence per claim\n\n" + _table([*columns, "Protocol; data", "Verdict"], rows)
+    return "### Evidence per claim\n\n" + markdown_table([*columns, "Protocol; data", "Verdict"], rows)
 
 
 def _controls_section(card: Mapping) -> str:
     rows = []
     for c in card["controls"]:
         above = f"{number(c['difference'], True)} {ci_text(c['difference_ci'], True)}" if "difference" in c else "–"
-        about = "; ".join(_text(c[key]) for key in ("data", "note") if key in c) or "–"
-        rows.append([f"`{c['id']}`", _text(c["metric"]), f"{number(c['value'])} {ci_text(c['ci'])}", above, about])
+        about = "; ".join(escaped(c[key]) for key in ("data", "note") if key in c) or "–"
+        rows.append([f"`{c['id']}`", escaped(c["metric"]), f"{number(c['value'])} {ci_text(c['ci'])}", above, about])
     columns = ["Control", "Metric", "Control's value [95 % CI]", "Ours minus control [95 % CI]", "Data; note"]
-    return "### Controls\n\n" + _table(columns, rows)
+    return "### Controls\n\n" + markdown_table(columns, rows)
 
 
 def _secondary_section(table: Mapping) -> str:
-    text = f"### {_text(table['title'])}\n\n"
-    text += _table([_text(c) for c in table["columns"]], [[_cell(v) for v in row] for row in table["rows"]])
+    text = f"### {escaped(table['title'])}\n\n"
+    text += markdown_table([escaped(c) for c in table["columns"]], [[_cell(v) for v in row] for row in table["rows"]])
     return text + (f"\n\n{table['note']}" if table.get("note") else "")
 
 
 def _figures_section(card: Mapping) -> str:
     folder = f"../results/{card['paper']}/{card['tier']}"
-    captions = [(_text(f["caption"]).replace("[", "\\[").replace("]", "\\]"), f["file"]) for f in card["figures"]]
+    captions = [(escaped(f["caption"]).replace("[", "\\[").replace("]", "\\]"), f["file"]) for f in card["figures"]]
     return "### Figures\n\n" + "\n\n".join(
         f"![{caption}]({folder}/{file})\n\n*{caption}*" for caption, file in captions
     )

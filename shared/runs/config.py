@@ -14,6 +14,8 @@ from typing import ClassVar, TypeVar
 import jsonargparse
 import yaml
 
+from shared.runs.checkpoint import run_file
+
 
 @dataclass
 class SimulateConfig:
@@ -93,7 +95,7 @@ class RunConfig:
         for section, key in self.TESTED:
             content[section].pop(key)
         for start in self.starts():
-            run = Path(start or "").parent / "run.json"
+            run = run_file(Path(start or ""), "run.json")
             if run.is_file():
                 content[str(start)] = [json.loads(run.read_text())[k] for k in ("config_hash", "data_hash")]
         return hash_of(content)

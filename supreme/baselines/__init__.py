@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from shared.runs.checkpoint import fetched
 from supreme.baselines.astcl import Astcl
 from supreme.baselines.barlow_twins import BarlowTwins
 from supreme.baselines.byol import Byol
@@ -38,14 +39,14 @@ def build(
 
 
 def load(checkpoint: str | Path) -> EcgModel:
-    """The model saved in a folder, of the method that its config.json names, in eval mode.
+    """The model saved in a folder or on the hub, of the method that its config.json names, in eval mode.
 
     FileNotFoundError without config.json, ValueError for a checkpoint of something else.
     """
-    file = Path(checkpoint) / "config.json"
+    file = fetched(checkpoint) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no checkpoint there; train one with `python -m supreme.train`")
     method = (json.loads(file.read_text()).get("model") or {}).get("method")
     if method not in METHODS:
         raise ValueError(f"{file}: model.method '{method}' is none of {', '.join(METHODS)}")
-    return METHODS[method].from_pretrained(str(checkpoint))
+    return METHODS[method].from_pretrained(str(file.parent))

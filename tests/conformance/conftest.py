@@ -1,8 +1,11 @@
 """One smoke reproduction per package, shared by the suite."""
 
+import threading
 from pathlib import Path
 
 import pytest
+from fake_hub import TOKEN, Hub
+from huggingface_hub import constants
 from packages import PACKAGES, run
 
 
@@ -24,3 +27,20 @@ def smoke(package, cache, tmp_path_factory) -> Path:
     options = ("--config", package.config, f"--runs={out / 'runs'}", f"--results={out / 'results'}")
     run(f"{package.name}.reproduce", *options, cache=cache)
     return out
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback, a token that may write, an empty cache. Weights go by LFS: Xet has servers of its own."""
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # HF_ENDPOINT as read at the start of a process
+    address = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield server
+    server.shutdown()
+    server.server_close()

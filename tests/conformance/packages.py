@@ -19,6 +19,8 @@ class Package:
     frozen: tuple[str, ...] = ()  # a run that starts from {backbone}, another run's checkpoint, and freezes it
     frozen_from: str = "lm-*"  # pattern of that other run's name
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
+    published: str = ""  # an experiment of the smoke tier whose run is published
+    predict: tuple[str, ...] = ()  # pattern of an input file below CACHE_ROOT, and further options of `predict`
 
     @property
     def config(self) -> str:
@@ -34,6 +36,8 @@ PACKAGES = {
         blow_up=("--train.lr=1e30", "--train.encoder_lr=1e30"),
         frozen=("--model.backbone={backbone}",),
         frozen_weights=r"llm\..*(base_layer|norm|embed).*",
+        published="meit",
+        predict=("simulated/mimic-*/**/*.hea",),
     ),
     "kmerl": Package(  # its text encoder is frozen outside of the model: vectors are cached
         name="kmerl",
@@ -46,12 +50,16 @@ PACKAGES = {
         ),
         blow_up=("--train.lr=1e30",),
         joined=True,
+        published="kmerl",
+        predict=("simulated/mimic-*/**/*.hea", "--classes=atrial fibrillation"),
     ),
     "supreme": Package(
         name="supreme",
         train=("--model.method=byol",),  # slow targets and BatchNorm, which resume and ZeRO must carry along
         no_norm=("--model.cfn_dropout=0",),
         blow_up=("--train.lr=1e30",),
+        published="supreme",
+        predict=("simulated/mimic-*/**/*.hea",),
     ),
     "synth_medvlp": Package(
         name="synth_medvlp",
@@ -63,6 +71,8 @@ PACKAGES = {
         ),
         blow_up=("--train.lr=1e30",),
         joined=True,
+        published="real",
+        predict=("**/*.jpg", "pleural effusion", "--compare=0"),
     ),
     "argus": Package(
         name="argus",
@@ -72,6 +82,8 @@ PACKAGES = {
         frozen=("--model.backbone={backbone}",),
         frozen_from="lm",
         frozen_weights=r"llm\..*(base_layer|norm|embed).*",
+        published="argus",
+        predict=("**/*.nii.gz",),
     ),
 }
 
