@@ -27,7 +27,6 @@ from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.scorecard import dumps
-from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
 from shared.runs.facts import commit

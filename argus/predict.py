@@ -28,7 +28,8 @@ from shared.ct.dicom import read_dicom
 from shared.ct.geometry import Geometry, prepare
 from shared.ct.volume import CtReadError, CtVolume
 from shared.metrics.figures import DPI, save
-from shared.runs.predict import parsed, predict_parser
+from shared.runs.checkpoint import run_file
+from shared.runs.predict import predict_parser
 
 
 def read(path: Path, series_uid: str = "") -> CtVolume:
@@ -139,7 +140,7 @@ def main(args: list[str] | None = None) -> str:
     parser.add_argument("volume", type=Path)
     parser.add_argument("--series", default="", help="SeriesInstanceUID, where the folder holds several series")
     parser.add_argument("--section", choices=list(PROMPTS), help="what to write; default: of the run's first source")
-    options = parsed(parser, args)
+    options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -20,7 +20,8 @@ from shared.ecg.decode import resampled
 from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_file
-from shared.runs.predict import parsed, predict_parser
+from shared.runs.checkpoint import run_file
+from shared.runs.predict import predict_parser
 
 
 @torch.inference_mode()
@@ -50,7 +51,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--leads", default=",".join(LEADS), help="leads that the model may see, comma-separated")
     parser.add_argument("--classes", required=True, help="plain names of conditions, comma-separated")
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    options = parsed(parser, args)
+    options = parser.parse_args(args)
     logging.set_verbosity_error()
     leads = tuple(name.strip() for name in options.leads.split(",") if name.strip())
     names = [name.strip() for name in options.classes.split(",") if name.strip()]

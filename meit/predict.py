@@ -17,7 +17,8 @@ from meit.model import MeitModel
 from shared.ecg.decode import resampled
 from shared.ecg.record import EcgReadError
 from shared.ecg.wfdb_io import read_file
-from shared.runs.predict import parsed, predict_parser
+from shared.runs.checkpoint import run_file
+from shared.runs.predict import predict_parser
 
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
@@ -39,7 +40,7 @@ def main(args: list[str] | None = None) -> str:
     parser = predict_parser(__doc__, "meit", "meit")
     parser.add_argument("record", type=Path)
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    options = parsed(parser, args)
+    options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

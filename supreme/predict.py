@@ -20,7 +20,8 @@ from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.tasks import TASKS
 from shared.ecg.wfdb_io import read_file
-from shared.runs.predict import parsed, predict_parser
+from shared.runs.checkpoint import run_file
+from shared.runs.predict import predict_parser
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.prep import prepare, text_encoder
@@ -56,7 +57,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--vocabulary", default="terms", help=f"terms, one of {', '.join(TASKS)}, or names")
     parser.add_argument("--top", type=int, default=10, help="how many conditions to print")
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
-    options = parsed(parser, args)
+    options = parser.parse_args(args)
     logging.set_verbosity_error()
     cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     try:

@@ -22,7 +22,6 @@ from shared.metrics.classification import usable_classes
 from shared.metrics.scorecard import dumps
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
-from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, rank
 from shared.runs.facts import commit

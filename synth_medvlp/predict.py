@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from shared.runs.predict import parsed, predict_parser
+from shared.runs.checkpoint import run_file
+from shared.runs.predict import predict_parser
 from synth_medvlp.config import Config, parse
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.datasets.reading import read_image
@@ -58,7 +59,7 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     parser.add_argument("image", type=Path)
     parser.add_argument("prompt", help="what is asked, such as 'left pleural effusion'")
     parser.add_argument("--compare", type=int, default=500, help="real training images to compare the score with")
-    options = parsed(parser, args)
+    options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if not clean(options.prompt):

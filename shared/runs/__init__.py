@@ -11,6 +11,9 @@
     paper.py       what a paper says of itself: its experiments and how they are scored
     engine.py      experiments -> runs in waves, resumable
     evidence.py    predictions under results/ -> scorecard and REPRODUCTION.md
+    checkpoint.py  where a checkpoint is, here or on the hub
+    card.py        a run -> its model card
+    publish.py     a run -> a folder for `from_pretrained`, and the hub
 
 No model and no training loop: those belong to the papers.
 """

@@ -11,6 +11,7 @@ import torch
 from rich.progress import track
 
 from shared.metrics.interval import Metric, interval
+from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import RunConfig
 
 
@@ -27,8 +28,8 @@ def device() -> torch.device:
 
 def checkpoint_of(cfg: RunConfig) -> Path:
     """`eval.checkpoint`, or this run's own. Raises FileNotFoundError where no run has ended there."""
-    checkpoint = Path(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
-    if not (checkpoint.parent / "run.json").is_file():
+    checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")
+    if not run_file(checkpoint, "run.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: no finished run; train it first with `python -m {cfg.PAPER}.train`")
     return checkpoint
 
@@ -38,7 +39,7 @@ def weights_of(cfg: RunConfig, checkpoint: Path, data_hash: str | None = None) -
 
     Raises ValueError where the run's own weights are another config's or stand on other data.
     """
-    trained = json.loads((checkpoint.parent / "run.json").read_text())
+    trained = json.loads(run_file(checkpoint, "run.json").read_text())
     if cfg.eval.checkpoint is None and trained["config_hash"] != cfg.digest():
         raise ValueError(f"{checkpoint} was trained with another config (see config.yaml there); train again")
     if cfg.eval.checkpoint is None and data_hash not in (None, trained["data_hash"]):
