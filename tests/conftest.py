@@ -7,6 +7,7 @@ follow one another on one worker.
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers write the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "conformance" not in item.path.parts)
     for item in items:
