@@ -25,7 +25,7 @@ setup: .venv/.ready  ## build .venv with the pinned versions
 	@touch $@
 
 # Two workers with a thread each: more threads only wait for each other on models this small.
-test: .venv/.ready  ## all tests but the slow ones, under 10 minutes on 2 CPU cores
+test: .venv/.ready  ## all tests but the slow ones, by two workers
 	OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: .venv/.ready  ## the slow tests

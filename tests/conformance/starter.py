@@ -50,7 +50,7 @@ class Starter:
         """0, or the first other exit status: the rest is then killed, as torchrun does."""
         status, failed = dict.fromkeys(pids), 0
         while None in status.values():
-            time.sleep(0.01)
+            time.sleep(0.03)
             for pid in (p for p in pids if status[p] is None):
                 if failed:
                     os.kill(pid, signal.SIGKILL)
