@@ -24,8 +24,9 @@ setup: .venv/.ready  ## build .venv with the pinned versions
 	@.venv/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-test: .venv/.ready  ## all tests but the slow ones
-	$(PY) -m pytest
+# Two workers with a thread each: more threads only wait for each other on models this small.
+test: .venv/.ready  ## all tests but the slow ones, by two workers
+	OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: .venv/.ready  ## the slow tests
 	$(PY) -m pytest -m slow

@@ -1,20 +1,20 @@
 """Every stage through the real entry point on simulated volumes: resume, ZeRO, two learning rates, frozen parts."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from packages import run as start
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from argus import train as entry
 from argus.config import parse
 from argus.prep import prepare
+
+pytestmark = pytest.mark.xdist_group("two-processes")
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "argus" / "configs" / "smoke.yaml"
@@ -156,10 +156,7 @@ def test_two_processes_under_zero3_train_as_one_does(cache, tmp_path):
     one = run(tmp_path / "one", *options_of_both)
     zero3 = f"--train.deepspeed={ROOT / 'argus' / 'configs' / 'zero3.json'}"
     more = options(tmp_path / "two", *options_of_both, "--model.gradient_checkpointing=true", zero3)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "argus.train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    start("argus.train", *more, processes=2, cache=cache)
     two = next((tmp_path / "two").glob("**/run.json")).parent
     assert facts(two)["batch"] == "4 = 2 x 1 x 2"
     assert losses(two) == pytest.approx(losses(one), abs=2e-4)

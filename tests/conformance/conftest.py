@@ -25,7 +25,7 @@ def smoke(package, cache, tmp_path_factory) -> Path:
     """Folder with `runs/` and `results/` of `make reproduce-<paper> TIER=smoke`."""
     out = tmp_path_factory.mktemp(f"smoke-{package.name}")
     options = ("--config", package.config, f"--runs={out / 'runs'}", f"--results={out / 'results'}")
-    run(f"{package.name}.reproduce", *options, cache=cache)
+    run(f"{package.name}.reproduce", *options, cache=cache, fresh=True)
     return out
 
 

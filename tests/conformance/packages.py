@@ -1,10 +1,15 @@
 """What the conformance suite needs to know of each package. A new package is one more entry; nothing else is added."""
 
+import functools
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from starter import Starter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,13 +93,39 @@ PACKAGES = {
 }
 
 
-def run(module: str, *options: str, processes: int = 0, cache: Path, check: bool = True) -> subprocess.CompletedProcess:
-    """`python -m module options` as a user would, or through torchrun."""
-    start = [sys.executable]
-    if processes:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([*start, "-m", module, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if check and done.returncode:
-        raise AssertionError(f"{module} {' '.join(options)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return done
+@functools.cache
+def starter() -> Starter:
+    return Starter(ROOT)
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run(module: str, *options: str, processes: int = 0, cache: Path, check: bool = True, fresh: bool = False) -> str:
+    """`python -m module options`, or as many processes as torchrun would start; returns what they print.
+
+    `fresh`: by a new interpreter or torchrun, as a user would, in place of the starter.
+    """
+    if fresh:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(torchrun if processes else []), "-m", module, *options]
+        done = subprocess.run(command, cwd=ROOT, env=environment(cache), capture_output=True, text=True)
+        status, printed = done.returncode, done.stderr
+    else:
+        with tempfile.NamedTemporaryFile("r") as file:
+            each = ranks(processes) if processes else [{}]
+            pids = [starter().start(module, options, environment(cache) | more, file.name) for more in each]
+            status, printed = starter().wait(pids), file.read()
+    if bool(status) == check:
+        raise AssertionError(f"{module} {' '.join(options)} ended with {status}:\n{printed[-3000:]}")
+    return printed

@@ -4,14 +4,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packages import ROOT, run
+from packages import environment, run, starter
 from safetensors.numpy import load_file
 
 LOG_ALL = ("--train.log_steps=1",)
@@ -22,33 +20,28 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in facts["loss_log"]]
 
 
-def train(package, folder: Path, cache: Path, *options: str, processes: int = 0, check: bool = True):
+def train(package, folder: Path, cache: Path, *options: str, **how) -> str:
     run_options = ("--config", package.config, f"--runs={folder}", *LOG_ALL, *options)
-    return run(f"{package.name}.train", *run_options, processes=processes, cache=cache, check=check)
+    return run(f"{package.name}.train", *run_options, cache=cache, **how)
 
 
 def test_killed_run_resumes_to_the_same_losses(package, cache, tmp_path):
     options = (*package.train, "--train.epochs=10", "--train.save_steps=5")
     train(package, tmp_path / "whole", cache, *options)
-    command = [sys.executable, "-m", f"{package.name}.train", "--config", package.config, *LOG_ALL, *options]
-    killed = subprocess.Popen(
-        [*command, f"--runs={tmp_path / 'killed'}"],
-        cwd=ROOT,
-        env=os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    again = ("--config", package.config, f"--runs={tmp_path / 'killed'}", *LOG_ALL, *options)
+    killed = starter().start(f"{package.name}.train", again, environment(cache), os.devnull)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("**/checkpoint-10/trainer_state.json")):
-        assert killed.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert starter().poll(killed) is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    os.kill(killed, signal.SIGKILL)
+    assert starter().wait([killed]) == -signal.SIGKILL
     assert not list((tmp_path / "killed").glob("**/run.json")), "killed too late to show anything"
-    train(package, tmp_path / "killed", cache, *options)
+    train(package, tmp_path / "killed", cache, *options, fresh=True)  # nothing depends on a process's hash seed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.mark.xdist_group("two-processes")
 def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path):
     options = (*package.train, "--train.global_batch=16", "--train.micro_batch=8")
     train(package, tmp_path / "ddp", cache, *options, processes=2)
@@ -56,10 +49,11 @@ def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path)
     assert len(plain) >= 4 and plain[-1] < plain[0]
     for stage in (1, 2, 3):
         deepspeed = f"--train.deepspeed={package.name}/configs/zero{stage}.json"
-        train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2)
+        train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2, fresh=stage == 3)
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(plain, abs=2e-4), f"ZeRO-{stage}"
 
 
+@pytest.mark.xdist_group("two-processes")
 def test_two_processes_equal_one_without_batchnorm(package, cache, tmp_path):
     options = (*package.no_norm, "--train.global_batch=16")
     alone = 16 if package.joined else 8
@@ -87,12 +81,12 @@ def test_frozen_weights_survive_zero3(package, smoke, cache, tmp_path):
 
 
 def test_batch_identity_is_checked(package, cache, tmp_path):
-    done = train(package, tmp_path, cache, *package.train, "--train.global_batch=20", check=False)
-    assert done.returncode and "train.global_batch 20" in done.stderr
+    printed = train(package, tmp_path, cache, *package.train, "--train.global_batch=20", check=False)
+    assert "train.global_batch 20" in printed
 
 
 def test_non_finite_loss_stops_with_a_clear_error(package, cache, tmp_path):
     blow_up = (*package.blow_up, "--train.warmup_ratio=0", "--train.epochs=3")
-    done = train(package, tmp_path, cache, *package.train, *blow_up, check=False)
-    assert done.returncode and re.search(r"loss is (nan|inf)", done.stderr), done.stderr[-500:]
+    printed = train(package, tmp_path, cache, *package.train, *blow_up, check=False)
+    assert re.search(r"loss is (nan|inf)", printed), printed[-500:]
     assert not list(tmp_path.glob("**/run.json"))

@@ -20,6 +20,12 @@ def cfg(tmp_path):
     return parse(["--config", LAPTOP, f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"])
 
 
+@pytest.fixture
+def without_java(monkeypatch):
+    """METEOR of NLTK: starting Java takes longer than such a test."""
+    monkeypatch.setattr("shared.metrics.text.meteor_jar", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def claims():
     return load_claims("meit/claims.yaml")
@@ -124,7 +130,7 @@ def test_scores_tell_a_reader_from_a_parrot(cfg, claims):
     assert (folder(cfg).parent / "REPRODUCTION.md").exists()
 
 
-def test_results_of_earlier_data_are_never_compared_with_new_ones(cfg, claims):
+def test_results_of_earlier_data_are_never_compared_with_new_ones(cfg, claims, without_java):
     """Part of the table run again after the data changed: the rest says what has to be run again."""
     write_predictions(cfg, "meit", {"ecg": GOOD, "zero": BAD})
     write_predictions(cfg, "llava", {"ecg": BAD})
@@ -141,7 +147,7 @@ def test_results_of_earlier_data_are_never_compared_with_new_ones(cfg, claims):
     assert "difference" in controls["meit-zero"] and "difference" not in controls["llm-without-ecg"]
 
 
-def test_seeds_on_other_records_are_refused(cfg, claims):
+def test_seeds_on_other_records_are_refused(cfg, claims, without_java):
     write_predictions(cfg, "meit", {"ecg": GOOD})
     write_predictions(cfg, "llava", {"ecg": BAD})
     file = folder(cfg) / "predictions" / "llava-seed1.parquet"
