@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from argus.config import DataConfig
@@ -99,11 +99,6 @@ class Examples(Dataset):
     def __getitem__(self, i: int) -> dict:
         input_ids, labels = self.examples[i]
         return {"input_ids": input_ids, "labels": labels}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return [len(input_ids) for input_ids, _ in self.examples]
 
 
 class ReportDataset(Examples):
@@ -200,39 +195,6 @@ class PretrainCollator:
             batch["text_ids"] = pad_right(items, "text_ids", self.pad_id)
             batch["text_mask"] = mask_of(items, "text_ids")
         return batch
-
-
-class ByLength(Sampler):
-    """Rows in random order, but each batch of reports of like length: padding costs as much as words.
-
-    A pool of POOL batches is sorted by length and cut into batches, which come in random order. batch: of all
-    processes together, so that their number changes nothing. The order is that of (seed, epoch), so a resumed epoch
-    goes on where it stopped.
-    """
-
-    POOL = 50
-
-    def __init__(self, lengths: list[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = np.asarray(lengths), batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rows, pool = rng.permutation(len(self)), self.POOL * self.batch
-        batches = []
-        for start in range(0, len(rows), pool):
-            some = rows[start : start + pool]
-            some = some[np.argsort(self.lengths[some], kind="stable")]
-            batches += np.split(some, range(self.batch, len(some), self.batch))
-        whole = [b for b in batches if len(b) == self.batch]
-        rest = [b for b in batches if len(b) < self.batch]  # last, where the loader drops or pads
-        for batch in [*(whole[k] for k in rng.permutation(len(whole))), *rest]:
-            yield from batch.tolist()
 
 
 def partners(records: pd.DataFrame, seed: int) -> np.ndarray:

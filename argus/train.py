@@ -9,14 +9,13 @@ argus/configs/zero1.json`) all run this file.
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from argus.config import Config, parse
 from argus.data import (
-    ByLength,
     Collator,
     PretrainCollator,
     PretrainDataset,
@@ -34,7 +33,7 @@ from shared.runs.training import StopsAtBrokenLoss, fit, trainer_arguments
 
 
 class ArgusTrainer(StopsAtBrokenLoss, Trainer):
-    """The library's Trainer with two learning rates, batches by length and a stop on a loss that is not finite."""
+    """The library's Trainer with two learning rates and a stop on a loss that is not finite."""
 
     advice = (
         "lower train.lr or train.encoder_lr, or look for broken volumes with `python -m argus.prep --config .. --check`"
@@ -60,14 +59,6 @@ class ArgusTrainer(StopsAtBrokenLoss, Trainer):
                 groups, self.args.learning_rate, betas, weight_decay=self.args.weight_decay
             )
         return self.optimizer
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        """Reports of like length share a batch; objectives without text, or of one cut length, take any order."""
-        if not hasattr(self.train_dataset, "lengths"):
-            return super()._get_train_sampler(train_dataset)
-        t = self.args
-        batch = t.per_device_train_batch_size * t.gradient_accumulation_steps * t.world_size
-        return ByLength(self.train_dataset.lengths, batch, t.data_seed)
 
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:

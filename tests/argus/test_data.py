@@ -11,7 +11,6 @@ from argus.config import DataConfig
 from argus.data import (
     IGNORE,
     PROMPTS,
-    ByLength,
     Collator,
     PretrainCollator,
     PretrainDataset,
@@ -214,21 +213,3 @@ def test_tokenizer_round_trip(tokenizer, tmp_path):
     ids = again(text).input_ids
     assert (ids[0], ids[-1]) == (again.bos_token_id, again.eos_token_id)
     assert len({again.pad_token_id, again.bos_token_id, again.eos_token_id}) == 3
-
-
-def test_batches_hold_reports_of_like_length_in_an_order_of_seed_and_epoch():
-    lengths = np.random.default_rng(0).integers(10, 200, 1013).tolist()
-    sampler = ByLength(lengths, batch=8, seed=1)
-    rows = list(sampler)
-    assert sorted(rows) == list(range(1013)) and len(sampler) == 1013
-    spread = [np.ptp([lengths[k] for k in rows[i : i + 8]]) for i in range(0, 1008, 8)]
-    assert max(spread) < 60 and np.median(spread) < 10, "of 190 in a random batch"
-    firsts = [lengths[rows[i]] for i in range(0, 1008, 8)]
-    assert abs(np.corrcoef(firsts, np.arange(len(firsts)))[0, 1]) < 0.3, "not short ones first"
-    assert list(ByLength(lengths, 8, 1)) == rows != list(ByLength(lengths, 8, 2))
-    sampler.set_epoch(1)
-    later = list(sampler)
-    assert later != rows
-    again = ByLength(lengths, 8, 1)
-    again.set_epoch(1)
-    assert list(again) == later, "a resumed run finds its place"
