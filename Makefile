@@ -26,7 +26,7 @@ setup: .venv/.ready  ## build .venv with the pinned versions
 
 # Two workers with a thread each: more threads only wait for each other on models this small.
 test: .venv/.ready  ## all tests but the slow ones, by two workers
-	OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: .venv/.ready  ## the slow tests
 	$(PY) -m pytest -m slow
@@ -36,8 +36,8 @@ lint: .venv/.ready  ## ruff and the import rules
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 
-bench: .venv/.ready  ## every speed claim as a ratio against a named reference
-	$(PY) -m tests.benchmarks
+bench: .venv/.ready  ## every speed claim as a ratio against a named reference; ARGS=--write keeps it
+	$(PY) -m tests.benchmarks $(ARGS)
 
 report: .venv/.ready  ## docs/site: all results as pages, from what is committed
 	$(PY) -m docs.build

@@ -33,6 +33,7 @@ from shared.metrics.report_html import (
     minus,
     secondary,
 )
+from tests.benchmarks.row import COLUMNS, Row
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -283,7 +284,18 @@ def index_page(cards: Mapping[str, Mapping[str, Mapping]], results: Path, img: P
     text += f'<table class="index stacked"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     text += section("reading", "How to read", f'<p class="prose">{inline(report.HOW_TO_READ)}</p>')
     sheets = {file: caption for file, caption in SHEETS.items() if (results / file).exists()}
-    return text + section("data", "Simulated data", figures(results, sheets, img, ""))
+    text += section("data", "Simulated data", figures(results, sheets, img, ""))
+    if (results / "bench.json").exists():
+        text += section("speed", "Speed", speed(json.loads((results / "bench.json").read_text())))
+    return text
+
+
+def speed(bench: Mapping) -> str:
+    """results/bench.json as a table."""
+    rows = [Row(**row).cells() for row in bench["rows"]]
+    note = "`make bench` measures it anew; a ratio is of two measurements in one run."
+    title = f"Measured on {bench['machine']['cores']} CPU cores"
+    return secondary({"title": title, "columns": COLUMNS, "rows": rows, "note": note}, is_open=True)
 
 
 def write_page(out: Path, name: str, title: str, body: str) -> None:

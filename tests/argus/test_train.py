@@ -14,8 +14,6 @@ from argus import train as entry
 from argus.config import parse
 from argus.prep import prepare
 
-pytestmark = pytest.mark.xdist_group("two-processes")
-
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "argus" / "configs" / "smoke.yaml"
 SMALL = (

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [--write]`: every benchmark in one table; --write also saves results/bench.json."""
+"""`make bench [ARGS=--write]`: all benchmarks in one table; --write also saves results/bench.json and renews README."""
 
 import argparse
 import json
@@ -7,18 +7,21 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+from shared.metrics.report import markdown_table
 from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme, bench_synth
-from tests.benchmarks.row import Row
+from tests.benchmarks.row import COLUMNS, Row
 
 BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run, bench_synth.run)
-RESULTS = Path(__file__).parents[2] / "results" / "bench.json"
+ROOT = Path(__file__).parents[2]
+RESULTS, README = ROOT / "results" / "bench.json", ROOT / "README.md"
+BEGIN, END = "<!-- make bench ARGS=--write -->", "<!-- end of bench -->"
 
 
 def main() -> int:
     from rich.console import Console
 
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="save the numbers to results/bench.json")
+    parser.add_argument("--write", action="store_true", help="save the numbers, also in README.md")
     arguments = parser.parse_args()
     rows = [row for benchmark in BENCHMARKS for row in benchmark()]
     console = Console(width=None if os.isatty(1) else 140)
@@ -27,24 +30,28 @@ def main() -> int:
         machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-        console.print(f"wrote {RESULTS}")
+        README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        console.print(f"wrote {RESULTS} and {README}")
     return 0
+
+
+def with_table(readme: str, rows: list[Row]) -> str:
+    """The README with this table between its two marks. ValueError: a mark is missing."""
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f"README.md: put the lines {BEGIN} and {END} where the table of benchmarks belongs")
+    before, _, rest = readme.partition(BEGIN)
+    table = markdown_table(COLUMNS, [row.cells() for row in rows])
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 
 
 def _table(rows: list[Row]):
     from rich.table import Table
 
     table = Table(title=f"Benchmarks, {os.cpu_count()} cores")
-    for name, justify in (("what", "left"), ("value", "right"), ("unit", "left"), ("against", "left")):
-        table.add_column(name, justify=justify)
-    for name in ("ratio", "goal", "met"):
-        table.add_column(name, justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("what", "unit", "against") else "right")
     for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        goal = "" if row.goal is None else f">= {row.goal:g}x"
-        met = "" if row.goal is None or row.ratio is None else ("yes" if row.ratio >= row.goal else "NO")
-        value = f"{row.value:,.2f}" if row.value < 1000 else f"{row.value:,.0f}"
-        table.add_row(row.name, value, row.unit, row.reference, ratio, goal, met)
+        table.add_row(*row.cells())
     return table
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+COLUMNS = ("what", "value", "unit", "against", "ratio", "goal", "met")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -13,3 +15,11 @@ class Row:
     reference: str = ""
     ratio: float | None = None
     goal: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """In words, in the order of COLUMNS."""
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
+        goal = "" if self.goal is None else f">= {self.goal:g}x"
+        met = "" if self.goal is None or self.ratio is None else ("yes" if self.ratio >= self.goal else "NO")
+        value = f"{self.value:,.2f}" if self.value < 1000 else f"{self.value:,.0f}"
+        return self.name, value, self.unit, self.reference, ratio, goal, met

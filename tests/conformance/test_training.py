@@ -41,7 +41,6 @@ def test_killed_run_resumes_to_the_same_losses(package, cache, tmp_path):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-@pytest.mark.xdist_group("two-processes")
 def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path):
     options = (*package.train, "--train.global_batch=16", "--train.micro_batch=8")
     train(package, tmp_path / "ddp", cache, *options, processes=2)
@@ -53,7 +52,6 @@ def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path)
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(plain, abs=2e-4), f"ZeRO-{stage}"
 
 
-@pytest.mark.xdist_group("two-processes")
 def test_two_processes_equal_one_without_batchnorm(package, cache, tmp_path):
     options = (*package.no_norm, "--train.global_batch=16")
     alone = 16 if package.joined else 8

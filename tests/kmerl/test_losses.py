@@ -12,8 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kmerl.losses import entity_bce, info_nce, unit
 
-pytestmark = pytest.mark.xdist_group("two-processes")
-
 
 def unit_rows(n, d=8, seed=0):
     return unit(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))

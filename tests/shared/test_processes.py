@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from shared.runs.processes import gather, rank, world
 
-pytestmark = pytest.mark.xdist_group("two-processes")
-
 N = 3  # rows of each process
 
 

@@ -12,8 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from supreme.losses import asymmetric, bce, count_labels, info_nce, pos_weight, unit
 
-pytestmark = pytest.mark.xdist_group("two-processes")
-
 Y = torch.tensor([[1, 0, 0.5, 1, 0, 1], [0, 0, 0, 0, 1, 1], [1, 1, 0, 0.5, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1]], dtype=torch.bool)
 

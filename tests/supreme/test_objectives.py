@@ -282,7 +282,6 @@ def worker(rank, folder, out):
     os._exit(0)  # taking down the interpreter with gloo's threads has been seen to hang
 
 
-@pytest.mark.xdist_group("two-processes")
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path):
     mp.spawn(worker, (str(tmp_path), str(tmp_path / "out.pt")), nprocs=2)
     found = torch.load(tmp_path / "out.pt", weights_only=True)

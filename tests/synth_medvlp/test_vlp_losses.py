@@ -14,8 +14,6 @@ from synth_medvlp import gloria
 from synth_medvlp.convirt import contrast, head, pool, unit
 from synth_medvlp.gloria import both_ways, local_similarity, prompt_scores, prompt_words, sum_pieces, words_of
 
-pytestmark = pytest.mark.xdist_group("two-processes")
-
 # 3 texts of 8 pieces: words of one, two and three pieces, [SEP], padding
 WORD_IDS = torch.tensor([[0, 1, 1, 2, 3, 3, 3, 4], [0, 1, 2, 3, -1, -1, -1, -1], [0, 1, 1, 2, 2, 3, 4, -1]])
 N_WORDS = torch.tensor([3, 2, 3])

@@ -1,0 +1,29 @@
+"""What the README says in numbers is what is committed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from docs.build import PAPERS
+from shared.metrics.report_html import VERDICTS
+from tests.benchmarks.__main__ import RESULTS, with_table
+from tests.benchmarks.row import Row
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_verdicts_of_the_laptop_tier(paper):
+    found = [c["verdict"] for c in json.loads((ROOT / f"results/{paper}/laptop/scorecard.json").read_text())["claims"]]
+    said = ", ".join(f"{found.count(v)} {v}" for v in VERDICTS if v in found)
+    row = next(line for line in README.splitlines() if line.startswith(f"| [`{paper}/`]"))
+    assert f"[{said}]({paper}/REPRODUCTION.md)" in row, f"README.md: the row of {paper} should say: {said}"
+
+
+def test_table_of_benchmarks():
+    rows = [Row(**row) for row in json.loads(RESULTS.read_text())["rows"]]
+    assert with_table(README, rows) == README, "renew it with `make bench ARGS=--write`"
+    with pytest.raises(ValueError, match=r"README.md: put the lines"):
+        with_table("no marks", rows)
