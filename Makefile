@@ -45,7 +45,8 @@ report: .venv/.ready  ## docs/site: all results as pages, from what is committed
 audit: .venv/.ready  ## what public code and splits do to published numbers; tables of AUDIT.md: ARGS=--write
 	$(PY) -m docs.audit $(ARGS)
 
-reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other
+reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other, and a table over them
+	$(PY) -m docs.summary --tier $(TIER)
 
 reproduce-%: .venv/.ready  ## reproduce-<paper>: TIER=smoke|laptop|gpu|paper  ALL=1  CLAIM=<id>
 	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml $(if $(ALL),--all) $(if $(CLAIM),--claim $(CLAIM))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from docs.build import PAPERS
+from docs.summary import main as summary
 from shared.metrics.report_html import VERDICTS
 from tests.benchmarks.__main__ import RESULTS, with_table
 from tests.benchmarks.row import Row
@@ -27,3 +28,15 @@ def test_table_of_benchmarks():
     assert with_table(README, rows) == README, "renew it with `make bench ARGS=--write`"
     with pytest.raises(ValueError, match=r"README.md: put the lines"):
         with_table("no marks", rows)
+
+
+def test_summary_counts_every_claim_once(tmp_path, capsys):
+    card = (ROOT / "results/meit/laptop/scorecard.json").read_text()
+    (tmp_path / "meit" / "laptop").mkdir(parents=True)
+    (tmp_path / "meit" / "laptop" / "scorecard.json").write_text(card)
+    summary([f"--results={tmp_path}"])
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {row[0]: row[1:] for row in rows if row and row[0] in PAPERS}
+    assert list(rows) == list(PAPERS), "papers without results have a row, too"
+    assert sum(map(int, rows["meit"][: len(VERDICTS)])) == len(json.loads(card)["claims"])
+    assert set(rows["argus"]) == {"–"}
