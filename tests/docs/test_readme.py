@@ -17,7 +17,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_verdicts_of_the_laptop_tier(paper):
-    found = [c["verdict"] for c in json.loads((ROOT / f"results/{paper}/laptop/scorecard.json").read_text())["claims"]]
+    card = ROOT / f"results/{paper}/laptop/scorecard.json"
+    if not card.exists():
+        pytest.skip(f"no scorecard of {paper} is committed yet")
+    found = [c["verdict"] for c in json.loads(card.read_text())["claims"]]
     said = ", ".join(f"{found.count(v)} {v}" for v in VERDICTS if v in found)
     row = next(line for line in README.splitlines() if line.startswith(f"| [`{paper}/`]"))
     assert f"[{said}]({paper}/REPRODUCTION.md)" in row, f"README.md: the row of {paper} should say: {said}"
