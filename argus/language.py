@@ -7,7 +7,7 @@ has to give it the list. A small random one learns it from reports of simulated 
     [BOS] nodule right upper lobe; emphysema [prompt] A nodule of 7 mm in the right upper lobe is seen. .. [EOS]
 
 The list stands where the visual tokens will. Like these it does not say everything: a tenth of the findings and three
-tenths of their places are left out. Behind complete lists a model learns to copy words, which no visual token spells.
+tenths of their places are left out, so that the model does not count on words, which no visual token spells.
 """
 
 import numpy as np

@@ -26,7 +26,7 @@ PRETRAINING = ("mae", "clip", "supervised")
 CONTROLS = ("volume", "zero", "shuffle", "majority", "typical", "constant", "nearest")
 STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
 ALIGN, PRETRAIN, LM = "align-", "encoder-", "lm"
-HELD_OUT = "inspect"  # the source that `held-out` never saw
+HELD_OUT = "inspect"  # the source whose volumes `held-out` never saw
 BY_TIER = ("hr", "geometry-b")  # experiments whose sizes a tier has to name
 
 

@@ -113,8 +113,11 @@ def predict_all(evaluation: TaskEvaluation, specs: Sequence[TaskInput], parts: P
     """One row per record and input: dataset, id, patient, split, input, prediction (float16, one per class slot); see
     `in_parts`."""
     jobs = {hashlib.sha256(spec.name.encode()).hexdigest()[:16]: spec for spec in specs}
-    tables = lambda spec: pd.concat(evaluation.tables(spec), ignore_index=True)  # noqa: E731
-    return in_parts(jobs, tables, parts, f"scoring {evaluation.cfg.experiment}")
+
+    def scored(spec: TaskInput) -> pd.DataFrame:
+        return pd.concat(evaluation.tables(spec), ignore_index=True)
+
+    return in_parts(jobs, scored, parts, f"scoring {evaluation.cfg.experiment}")
 
 
 def summary_of(

@@ -114,7 +114,8 @@ def ranks(processes: int) -> list[dict[str, str]]:
 def run(module: str, *options: str, processes: int = 0, cache: Path, check: bool = True, fresh: bool = False) -> str:
     """`python -m module options`, or as many processes as torchrun would start; returns what they print.
 
-    `fresh`: by a new interpreter or torchrun, as a user would, in place of the starter.
+    check: AssertionError where it fails; False: where it does not. fresh: by a new interpreter or torchrun, as a user
+    would, in place of the starter.
     """
     if fresh:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
