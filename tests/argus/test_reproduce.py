@@ -169,10 +169,13 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
 def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
     held, scored = arguments(cfg, "held-out"), arguments(cfg, "held-out-scored", seed=1)
     assert scored.data.sources == ["inspect"] and "inspect" not in held.data.sources
-    texts = [parse(["--config", f"argus/configs/{t}.yaml"]).reproduce.overrides["lm"]["data.texts"] for t in TEACHING]
-    shipped = yaml.safe_load(Path("argus/weights/lm/config.yaml").read_text())["data"]["texts"]
-    for read in (*texts, shipped):
-        assert read and "inspect" not in read, "nor has the language model read such reports"
+    tiers = {t: parse(["--config", f"argus/configs/{t}.yaml"]) for t in (*TEACHING, "laptop")}
+    read = {t: tiers[t].reproduce.overrides["lm"]["data.texts"] for t in TEACHING}
+    read["laptop"] = yaml.safe_load(Path("argus/weights/lm/config.yaml").read_text())["data"]["texts"]
+    for t, texts in read.items():
+        assert texts
+        left_out = [bool(ARGUS.cannot_run(tiers[t], name)) for name in ("held-out", "held-out-scored")]
+        assert left_out == ["inspect" in texts] * 2, "nor has the language model read such reports"
     assert scored.eval.checkpoint.endswith("held-out/seed1/checkpoint")
     assert arguments(cfg, "one-stage-scored").data == scored.data
     assert held.train.steps == arguments(cfg, "one-stage").train.steps
