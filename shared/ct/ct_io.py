@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip, isal_zlib
 
 from shared.ct.geometry import orientation_code, reorient
 from shared.ct.volume import IDENTITY, CtReadError, CtVolume
@@ -26,6 +26,7 @@ from shared.ct.volume import IDENTITY, CtReadError, CtVolume
 NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 HEADER_BYTES = 348
 SPACING_MM = (0.05, 30.0)  # outside: metres, micrometres, or nonsense
+PIECE_BYTES = 1 << 20
 SAMPLED_VOXELS = 500_000  # plausibility looks at about as many, on a regular grid
 SPINE_HU, SPINE_SHARE, SPINE_SHIFT = 100, 0.7, 0.1  # denser than, in this share of slices, off the body's middle by
 # Shares a chest CT with its surroundings must have (reference, trap 1 for air; the others are ours).
@@ -109,28 +110,39 @@ def missing(path: Path) -> CtReadError:
     return CtReadError(path, "missing file", "download it, or set DATA_ROOT to where the data set lies")
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> memoryview:
     """The whole file, decompressed and checked."""
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            start = file.read(2)
+            file.seek(max(size - 4, 0))
+            announced = int.from_bytes(file.read(4), "little")  # length modulo 2^32 of the last gzip member: a hint
     except (FileNotFoundError, IsADirectoryError):
         raise missing(path) from None
     if path.suffix != ".gz":
-        return content
-    if content[:2] != b"\x1f\x8b":
+        return memoryview(path.read_bytes())
+    if start != b"\x1f\x8b":
         raise CtReadError(path, "bad header", "not a gzip file; download it again")
-    announced = int.from_bytes(content[-4:], "little")  # size modulo 2^32, if the file is whole: only a hint
     try:
-        whole = isal_zlib.decompress(content, 31, max(min(announced, 16 * len(content)), 1024))
-        if len(whole) != announced:  # several gzip members
-            whole = gzip.decompress(content)
+        return _inflated(path, min(announced, 16 * size))
     except (isal_zlib.error, zlib.error, EOFError, OSError) as error:
         reason = "truncated" if "truncated" in str(error) or "end-of-stream" in str(error) else "corrupted"
         raise CtReadError(path, reason, f"{error}; download it again") from error
-    return whole
 
 
-def _order(path: Path, content: bytes) -> str:
+def _inflated(path: Path, expected: int) -> memoryview:
+    """A gzip file of about `expected` bytes, in pieces that stay in the cache, into NumPy's (huge-page) memory."""
+    whole, n = memoryview(np.empty(expected, np.uint8)), 0
+    with igzip.open(path) as file:
+        while n < expected and (n_read := file.readinto(whole[n : n + PIECE_BYTES])):
+            n += n_read
+        rest = file.read()  # of further members; at the end of the last one its length and CRC are checked
+    return memoryview(bytes(whole[:n]) + rest) if rest else whole[:n]
+
+
+def _order(path: Path, content: memoryview) -> str:
     """Byte order of a NIfTI-1 file, as struct writes it."""
     if len(content) < HEADER_BYTES:
         raise CtReadError(path, "truncated", f"{len(content)} bytes; a NIfTI header has {HEADER_BYTES}")
@@ -140,7 +152,7 @@ def _order(path: Path, content: bytes) -> str:
     raise CtReadError(path, "bad header", "not a NIfTI-1 file (.nii or .nii.gz)")
 
 
-def _values(path: Path, content: bytes) -> tuple[np.ndarray, float, float]:
+def _values(path: Path, content: memoryview) -> tuple[np.ndarray, float, float]:
     """Voxels as stored [D, H, W] (a view of `content`), slope and intercept."""
     order = _order(path, content)
     n_dims, *dims = struct.unpack_from(order + "8h", content, 40)
@@ -184,7 +196,7 @@ def rescaled(path: Path, values: np.ndarray, slope: float, intercept: float) -> 
     return hu
 
 
-def _file_header(path: Path, content: bytes) -> FileHeader:
+def _file_header(path: Path, content: memoryview | bytes) -> FileHeader:
     """SimpleITK's reading of the header, after what it would overlook: sheared, contradictory and blank forms."""
     import SimpleITK as sitk
 

@@ -74,7 +74,7 @@ BROKEN = {
     "gzip without its last bytes": ({}, lambda p: _cut(p, p.stat().st_size - 4), "truncated", ""),
     "gzip of half a volume": ({}, _half_zeros, "truncated", "of 169312 bytes"),
     "damaged gzip": ({}, lambda p: _flip(p, 60_000), "corrupted", ""),
-    "wrong checksum": ({}, lambda p: _flip(p, p.stat().st_size - 6), "corrupted", "Incorrect checksum"),
+    "wrong checksum": ({}, lambda p: _flip(p, p.stat().st_size - 6), "corrupted", "CRC check failed"),
     "not gzip": ({}, lambda p: p.write_bytes(b"<html>login</html>" * 50), "bad header", "not a gzip file"),
     "empty": ({}, lambda p: p.write_bytes(b""), "bad header", ""),
     "tiny": ({}, lambda p: p.write_bytes(gzip.compress(b"x" * 100)), "truncated", "a NIfTI header has 348"),
