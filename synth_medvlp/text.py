@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _ENUMERATOR = re.compile(r"(?:^|(?<=[.:;] ))\d+\.(?= |$)")  # where a sentence starts
 _STOP = re.compile(r"\.(?!\d)|(?<!\d)\.")  # no decimal point
 _WORD = re.compile(r"\d+\.\d+|[a-z0-9]+")
+MAX_KNOWN = 1 << 16  # texts whose pieces are kept
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -66,6 +68,7 @@ class Tokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         tokenizer.model_max_length = max_tokens
+        self.known: dict[str, torch.Tensor] = {}
         vocabulary = tokenizer.get_vocab()
         self.continues = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)
         self.continues[[i for token, i in vocabulary.items() if token.startswith("##")]] = True
@@ -105,13 +108,19 @@ class Tokeniser:
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Clean texts -> TokenBatch, padded to the longest, cut at max_tokens."""
-        found = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_token_type_ids=False,
-            return_tensors="pt",
-        )  # fmt: skip
-        ids, mask = found["input_ids"], found["attention_mask"]
+        found = [self._ids(text) for text in texts]
+        ids = pad_sequence(found, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = (torch.arange(ids.shape[1]) < torch.tensor([len(each) for each in found])[:, None]).long()
         starts = ~self.continues[ids]
         return TokenBatch(ids, mask, (starts.cumsum(1) - 1).masked_fill(mask == 0, -1))
+
+    def _ids(self, text: str) -> torch.Tensor:
+        """int64 [L], cut at max_tokens. An epoch says the same sentences again and again: they are kept."""
+        if text not in self.known:
+            if len(self.known) == MAX_KNOWN:
+                self.known.clear()
+            self.known[text] = torch.tensor(self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens))
+        return self.known[text]
 
     def prompts(self, positive: Sequence[str | Sequence[str]], negative: Sequence[str | Sequence[str]] = ()) -> Prompts:
         """One text or a list of texts for each class. ValueError where a class has none."""
