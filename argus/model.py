@@ -298,8 +298,8 @@ class ArgusModel(PreTrainedModel):
     def forward(self, input_ids, attention_mask, labels=None, volume=None) -> CausalLMOutput:
         """input_ids, attention_mask, labels [B, L] (-100 where no loss), volume [B, 1, D, H, W].
 
-        Without labels: logits [B, S, V], S = L + M. With labels: the loss, and the logits of only those columns that
-        have a label in any row, since a large vocabulary makes logits the largest tensor of the step.
+        Without labels: logits [B, S, V], S = L + M. With labels: the loss, and logits [n, V] of the n positions that
+        predict a label, row after row, since a large vocabulary makes logits the largest tensor of the step.
         """
         embeds, mask, place = self._splice(input_ids, attention_mask, self.look(volume))
         inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions_of(mask)}
@@ -308,12 +308,17 @@ class ArgusModel(PreTrainedModel):
         if place is not None:
             n_visual = mask.shape[1] - labels.shape[1]
             labels = F.pad(labels, (0, n_visual), value=-100).gather(1, place)
-        target = labels[:, 1:]
-        columns = (target != -100).any(0).nonzero()[:, 0]
-        logits = self.llm(**inputs, use_cache=False, logits_to_keep=columns).logits
-        target = target[:, columns].flatten()
-        total = F.cross_entropy(logits.flatten(0, 1).float(), target, ignore_index=-100, reduction="sum")
-        return CausalLMOutput(loss=total / (target != -100).sum().clamp(min=1), logits=logits)
+        target = F.pad(labels[:, 1:], (0, 1), value=-100)
+        predicts = target != -100
+        # Whatever a family does behind its head, the head itself is given only what is asked for.
+        head = self.llm.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][predicts],))
+        try:
+            logits = self.llm(**inputs, use_cache=False).logits
+        finally:
+            hook.remove()
+        total = F.cross_entropy(logits.float(), target[predicts], reduction="sum")
+        return CausalLMOutput(loss=total / predicts.sum().clamp(min=1), logits=logits)
 
     @torch.no_grad()
     def generate(self, input_ids, attention_mask, volume=None, max_new_tokens: int = 1024) -> torch.Tensor:

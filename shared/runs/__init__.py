@@ -9,7 +9,7 @@
     predict.py     the options of all predict
     facts.py       run.json, and whether a run is finished
     paper.py       what a paper says of itself: its experiments and how they are scored
-    engine.py      experiments -> runs in waves, resumable
+    engine.py      experiments -> runs, each after those it needs, resumable
     evidence.py    predictions under results/ -> scorecard and REPRODUCTION.md
     checkpoint.py  where a checkpoint is, here or on the hub
     card.py        a run -> its model card

@@ -12,7 +12,7 @@ import os
 import resource
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from rich.console import Console
@@ -100,61 +100,79 @@ def launch(paper: str, args: list[str], train: bool, score: bool, processes: int
             subprocess.run([*torchrun, "-m", f"{paper}.{module}", *args], check=True)
 
 
-def waves(paper: Paper, cfg: RunConfig, names: list[str]) -> list[list[tuple[str, int, int]]]:
-    """Runs (experiment, seed, fold) in waves: what is trained once, then models, then what starts from those.
+Run = tuple[str, int, int]  # experiment, seed, fold
+
+
+def planned(paper: Paper, cfg: RunConfig, names: list[str]) -> dict[Run, set[Run]]:
+    """Every run, with the runs whose checkpoints it needs.
 
     All seeds of an experiment follow each other: they work while the data of the next experiment are made.
     """
+
+    def runs(name: str, seed: int) -> list[Run]:
+        n_folds = paper.experiments[name].folds
+        return [(name, seed, fold) for fold in (range(1, n_folds + 1) if n_folds else (0,))]
+
     once = dict.fromkeys(run for n in names for run in paper.starts_from(cfg, n).values())
-    found = [[(run, 0, 0) for run in once]]
-    for late in (False, True):
-        group = [n for n in names if bool(paper.experiments[n].after) == late]
-        folds = {n: range(1, paper.experiments[n].folds + 1) if paper.experiments[n].folds else (0,) for n in group}
-        found.append([(n, s, f) for n in group for s in cfg.reproduce.seeds for f in folds[n]])
-    return [wave for wave in found if wave]
+    plan: dict[Run, set[Run]] = {(run, 0, 0): set() for run in once}
+    for name in names:
+        for seed in cfg.reproduce.seeds:
+            needs = {(run, 0, 0) for run in paper.starts_from(cfg, name).values()}
+            needs.update(run for before in paper.experiments[name].after for run in runs(before, seed))
+            plan |= {run: set(needs) for run in runs(name, seed)}
+    return {run: needs & plan.keys() for run, needs in plan.items()}
 
 
 def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
-    """All runs of all waves, `reproduce.jobs` at a time; the first error ends the call."""
+    """All runs, `reproduce.jobs` at a time, each when what it needs is there; the first error ends the call."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.reproduce.jobs))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    plan = waves(paper, cfg, names)
-    prepared = set()
+    waiting = planned(paper, cfg, names)
+    prepared: set[str] = set()
+    at_work: dict[Future, Run] = {}
+    done: set[Run] = set()
     context = multiprocessing.get_context("spawn")
     with (
         Progress(console=Console(stderr=True), disable=not os.isatty(2)) as progress,
         ProcessPoolExecutor(cfg.reproduce.jobs, mp_context=context, initializer=init_worker) as pool,
     ):
-        bar = progress.add_task(f"{paper.name}, {cfg.tier}", total=sum(map(len, plan)))
-        for wave in plan:
-            futures = {}
-            for name, seed, fold in wave:
-                args = run_arguments(paper, cfg, name, seed, fold)
-                run = parse_as(paper.config, args)
-                if paper.same_data(run) not in prepared:  # once, before the workers start
-                    paper.prepare(run)
-                    prepared.add(paper.same_data(run))
-                experiment = paper.experiment(cfg, name)
-                work = (paper.name, args, experiment.train, experiment.score)
-                label = f"{name} seed {seed}" + (f" fold {fold}" if fold else "")
-                n = cfg.reproduce.processes
-                futures[pool.submit(launch, *work, n) if n else pool.submit(one_run, *work)] = label
-            _wait(futures, pool, lambda: progress.advance(bar))
+        bar = progress.add_task(f"{paper.name}, {cfg.tier}", total=len(waiting))
+        try:
+            while waiting or at_work:
+                for run in [run for run, needs in waiting.items() if needs <= done]:
+                    del waiting[run]
+                    at_work[_submit(pool, paper, cfg, run, prepared)] = run
+                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                    run = at_work.pop(future)
+                    if future.exception():
+                        raise RuntimeError(f"{_label(run)} failed") from future.exception()
+                    done.add(run)
+                    progress.advance(bar)
+                    print(f"done: {_label(run)}", flush=True)
+        except BaseException:  # Ctrl-C too: what waits is dropped, what runs is ended; finished runs stay
+            print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
-def _wait(futures: dict, pool: ProcessPoolExecutor, advance) -> None:
-    try:
-        for future in as_completed(futures):
-            if future.exception():
-                raise RuntimeError(f"{futures[future]} failed") from future.exception()
-            advance()
-            print(f"done: {futures[future]}", flush=True)
-    except BaseException:  # Ctrl-C too: what waits is dropped, what runs is ended; finished runs stay
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
+def _submit(pool: ProcessPoolExecutor, paper: Paper, cfg: RunConfig, run: Run, prepared: set[str]) -> Future:
+    """Start one run, once its data are there: made here, before the workers that share them start."""
+    args = run_arguments(paper, cfg, *run)
+    config = parse_as(paper.config, args)
+    if paper.same_data(config) not in prepared:
+        paper.prepare(config)
+        prepared.add(paper.same_data(config))
+    experiment = paper.experiment(cfg, run[0])
+    work = (paper.name, args, experiment.train, experiment.score)
+    n = cfg.reproduce.processes
+    return pool.submit(launch, *work, n) if n else pool.submit(one_run, *work)
+
+
+def _label(run: Run) -> str:
+    name, seed, fold = run
+    return f"{name} seed {seed}" + (f" fold {fold}" if fold else "")
 
 
 def main(paper: Paper, args: list[str] | None = None) -> dict:

@@ -17,7 +17,7 @@ from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
 from argus.tables import NOT_COMPUTED
 from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
-from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
+from shared.runs.engine import claim_experiments, experiments_for, run_arguments
 from shared.runs.evidence import folder, score
 from shared.runs.reports import majority_report
 
@@ -179,16 +179,6 @@ def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
     assert scored.eval.checkpoint.endswith("held-out/seed1/checkpoint")
     assert arguments(cfg, "one-stage-scored").data == scored.data
     assert held.train.steps == arguments(cfg, "one-stage").train.steps
-
-
-def test_waves_respect_dependencies(cfg, claims):
-    names = experiments_for(ARGUS, cfg, claims, None, everything=True)
-    plan = waves(ARGUS, cfg, names)
-    place = {run[0]: i for i, wave in enumerate(plan) for run in wave}
-    for name in names:
-        for earlier in (*EXPERIMENTS[name].after, *ARGUS.starts_from(cfg, name).values()):
-            assert place[earlier] < place[name], (earlier, name)
-    assert [run for run in plan[0] if run[0] == "lm"] == [("lm", 0, 0)], "trained once for all seeds"
 
 
 def test_a_claim_brings_what_it_starts_from(cfg, claims):

@@ -12,6 +12,7 @@ from packages import ROOT, run
 
 from shared.metrics import scorecard
 from shared.metrics.report import render
+from shared.runs import engine
 
 
 def test_smoke_writes_valid_evidence(package, smoke):
@@ -75,6 +76,24 @@ def test_every_tier_parses(package):
     parse = importlib.import_module(f"{package.name}.config").parse
     for tier in scorecard.TIERS:
         assert parse(["--config", str(ROOT / package.name / "configs" / f"{tier}.yaml")]).tier == tier
+
+
+def test_every_run_waits_for_the_checkpoints_it_names(package):
+    parse = importlib.import_module(f"{package.name}.config").parse
+    paper = getattr(importlib.import_module(f"{package.name}.reproduce"), package.name.upper())
+    for tier in scorecard.TIERS:
+        cfg = parse(["--config", str(ROOT / package.name / "configs" / f"{tier}.yaml")])
+        names = [name for name in paper.experiments if not paper.cannot_run(cfg, name)]
+        plan, done = engine.planned(paper, cfg, names), set()
+        assert {each[0] for each in plan} >= set(names)
+        for name, seed, fold in (each for each in plan if each[1] == cfg.reproduce.seeds[0]):
+            words = " ".join(engine.run_arguments(paper, cfg, name, seed, fold))
+            for other in plan:
+                if str(engine.run_dir(cfg, *other[:2]) / "checkpoint") in words:
+                    assert other in plan[name, seed, fold], f"{name} starts from {other[0]}"
+        while ready := {each for each, needs in plan.items() if needs <= done} - done:
+            done |= ready
+        assert done == set(plan), "runs that wait for each other"
 
 
 def test_unknown_key_is_an_error_that_names_it(package, tmp_path, capsys):

@@ -6,7 +6,7 @@ from kmerl.config import parse
 from kmerl.inputs import expand
 from kmerl.reproduce import EXPERIMENTS, KMERL
 from shared.metrics.scorecard import load_claims
-from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
+from shared.runs.engine import claim_experiments, experiments_for, run_arguments
 from shared.runs.evidence import claim_pairs, entry_name
 
 LAPTOP = "kmerl/configs/laptop.yaml"
@@ -69,13 +69,6 @@ def test_run_options_parse_and_say_what_they_should(cfg):
     real = parse(run_arguments(KMERL, cfg, "real-probe-merl", 2))
     assert real.eval.simulate is None and real.eval.checkpoint.endswith("merl/seed2/checkpoint")
     assert real.eval.inputs[-1] == "oof:I/zero" and real.eval.tasks == ["ptb-xl-superclass"]
-
-
-def test_evaluations_come_after_their_weights(cfg):
-    plan = waves(KMERL, cfg, list(EXPERIMENTS))
-    place = {run[0]: i for i, wave in enumerate(plan) for run in wave}
-    for name, experiment in EXPERIMENTS.items():
-        assert all(place[earlier] < place[name] for earlier in experiment.after)
 
 
 def test_weights_do_not_depend_on_how_they_are_tested(cfg):

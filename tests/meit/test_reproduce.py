@@ -9,7 +9,7 @@ import pytest
 from meit.config import parse
 from meit.reproduce import EXPERIMENTS, MEIT
 from shared.metrics.scorecard import load_claims
-from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
+from shared.runs.engine import claim_experiments, experiments_for, planned, run_arguments
 from shared.runs.evidence import folder, score
 
 LAPTOP = "meit/configs/laptop.yaml"
@@ -56,14 +56,9 @@ def test_a_claim_brings_what_it_starts_from(cfg, claims, monkeypatch, tmp_path):
         experiments_for(MEIT, cfg, claims, "scaling", False)
 
 
-def test_waves_respect_dependencies(cfg, claims):
-    here = {n: e for n, e in EXPERIMENTS.items() if e.family in cfg.reproduce.backbones}
-    plan = waves(MEIT, cfg, list(here))
-    place = {run[0]: i for i, wave in enumerate(plan) for run in wave}
-    for name, experiment in here.items():
-        for earlier in (*experiment.after, *MEIT.starts_from(cfg, name).values()):
-            assert place[earlier] < place[name], (earlier, name)
-    assert len([run for wave in plan for run in wave if run[0] == "real-ptb-xl"]) == 10 * len(cfg.reproduce.seeds)
+def test_out_of_fold_predictions_take_a_run_for_each_official_fold(cfg):
+    plan = planned(MEIT, cfg, ["real-ptb-xl"])
+    assert len([run for run in plan if run[0] == "real-ptb-xl"]) == 10 * len(cfg.reproduce.seeds)
 
 
 def test_run_options_parse_and_say_what_they_should(cfg):

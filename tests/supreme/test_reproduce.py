@@ -3,7 +3,7 @@
 import pytest
 
 from shared.metrics.scorecard import load_claims
-from shared.runs.engine import claim_experiments, experiments_for, run_arguments, waves
+from shared.runs.engine import claim_experiments, experiments_for, run_arguments
 from shared.runs.evidence import claim_pairs, entry_name
 from supreme.config import parse
 from supreme.evaluate import kind_of
@@ -70,13 +70,6 @@ def test_run_options_parse_and_say_what_they_should(cfg):
     assert parse(run_arguments(SUPREME, cfg, "held-out", 0)).extract.hold_out == HELD_OUT
     real = parse(run_arguments(SUPREME, cfg, "real-probe-simclr", 2))
     assert real.eval.simulate is None and real.eval.checkpoint.endswith("simclr/seed2/checkpoint")
-
-
-def test_evaluations_come_after_their_weights(cfg):
-    plan = waves(SUPREME, cfg, list(EXPERIMENTS))
-    place = {run[0]: i for i, wave in enumerate(plan) for run in wave}
-    for name, experiment in EXPERIMENTS.items():
-        assert all(place[earlier] < place[name] for earlier in experiment.after)
 
 
 def test_what_is_held_out_is_a_kind_of_its_own():
