@@ -16,16 +16,18 @@ from shared.metrics.report_html import VERDICTS
 
 
 def summary(results: Path, tier: str) -> Table:
-    """A row per paper: verdicts counted, wall time, peak memory, commit; dashes where it has no scorecard."""
-    table = Table(Column("paper", no_wrap=True), *VERDICTS, "minutes", "GB", "commit", title=f"tier {tier}")
+    """A row per paper: verdicts counted, minutes of the headline from nothing (by the clock) and of all runs there are,
+    peak memory, commit; dashes where there is none."""
+    table = Table(Column("paper", no_wrap=True), *VERDICTS, "minutes", "all runs", "GB", "commit", title=f"tier {tier}")
     for paper in PAPERS:
         file = results / paper / tier / "scorecard.json"
         if not file.exists():
-            table.add_row(paper, *["–"] * (len(VERDICTS) + 3))
+            table.add_row(paper, *["–"] * (len(VERDICTS) + 4))
             continue
         card = scorecard.read(file)
         verdicts = [claim["verdict"] for claim in card["claims"]]
-        measured = [f"{card['wall_s'] / 60:.0f}", f"{card['peak_rss_mb'] / 1024:.1f}", card["commit"][:7]]
+        headline = f"{card['headline_s'] / 60:.0f}" if "headline_s" in card else "–"
+        measured = [headline, f"{card['wall_s'] / 60:.0f}", f"{card['peak_rss_mb'] / 1024:.1f}", card["commit"][:7]]
         table.add_row(paper, *[str(verdicts.count(v)) for v in VERDICTS], *measured)
     return table
 

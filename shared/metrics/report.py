@@ -112,9 +112,11 @@ def _claims_section(claims: Sequence[Mapping], cards: Mapping[str, Mapping]) -> 
 def run_text(card: Mapping) -> str:
     seeds = ", ".join(map(str, card["seeds"])) or "none"
     versions = ", ".join(f"{k} {v}" for k, v in sorted(card["environment"].items()) if v is not None)
+    headline_s = card.get("headline_s")
+    clock = "" if headline_s is None else f"the headline from nothing {headline_s / 60:.1f} min by the clock; "
     return (
-        f"Commit `{card['commit']}`; seeds {seeds}; wall time {card['wall_s'] / 60:.1f} min; "
-        f"peak memory {card['peak_rss_mb'] / 1024:.2f} GB."
+        f"Commit `{card['commit']}`; seeds {seeds}; {clock}training and evaluation of all runs "
+        f"{card['wall_s'] / 60:.1f} min; peak memory {card['peak_rss_mb'] / 1024:.2f} GB."
         + f"\nSize of the Holm family (claims that name this tier): {card['family_size']}."
         + (f"\nVersions: {escaped(versions)}" if versions else "")
     )

@@ -24,7 +24,7 @@ from shared.metrics.interval import Decision, Difference, Hypothesis, holm, p_va
 SCHEMA = Path(__file__).with_name("scorecard.schema.json")
 TIERS = ("smoke", "laptop", "gpu", "paper")
 NOT_TESTED = "not tested at this tier"
-VOLATILE = ("commit", "wall_s", "peak_rss_mb", "environment")  # belong to the run, not to its predictions
+VOLATILE = ("commit", "wall_s", "headline_s", "peak_rss_mb", "environment")  # belong to the run, not to its predictions
 COPIED = ("id", "statement", "kind", "metric", "comparator", "margin", "direction", "protocol", "experiment", "paper")
 UNVERIFIED = re.compile(r"\[recalled|\(weak\)", re.IGNORECASE)
 
@@ -98,8 +98,9 @@ def build(
     """The scorecard, validated and canonical.
 
     results: for every claim that names this tier, what was measured, or the reason why it was not (a text).
-    run: commit, wall_s, peak_rss_mb, environment (versions), seeds. The Holm family is every claim that
-    names this tier, measured in this run or not, so that running fewer claims makes no verdict easier.
+    run: commit, wall_s, peak_rss_mb, environment (versions), seeds; headline_s where it was timed. The Holm family is
+    every claim that names this tier, measured in this run or not, so that running fewer claims makes no verdict
+    easier.
     """
     due = {c["id"]: c for c in claims if tier in c["tiers"]}
     if set(results) != set(due):

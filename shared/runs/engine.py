@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -188,10 +189,13 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
     cfg = paper.config(**values)
     claims = load_claims(paper.folder / "claims.yaml")
     if not rescore:
-        names = experiments_for(paper, cfg, claims, claim, everything)
+        started, names = time.monotonic(), experiments_for(paper, cfg, claims, claim, everything)
         evidence.check(cfg)
+        from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names))
         run_all(paper, cfg, names)
-        evidence.collect(paper, cfg, names, peak_rss_mb(cfg))
+        timed = from_nothing and claim is None and not everything
+        headline_s = time.monotonic() - started if timed else None
+        evidence.collect(paper, cfg, names, peak_rss_mb(cfg), headline_s)
     return evidence.score(paper, cfg, claims)
 
 

@@ -49,10 +49,11 @@ def check(cfg: RunConfig) -> None:
         raise SystemExit(f"{folder(cfg)} holds results of another config: remove it, or give --results another folder")
 
 
-def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) -> None:
+def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int, headline_s: float | None = None) -> None:
     """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
 
-    `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran.
+    `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran. headline_s: by the
+    clock, of a call that ran the headline from nothing.
     """
     out = folder(cfg)
     file = out / "runs.json"
@@ -73,7 +74,7 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) ->
         "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
         "seeds": cfg.reproduce.seeds,
         "environment": versions(),
-    }
+    } | ({} if headline_s is None else {"headline_s": round(headline_s, 1)})
     file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     paper.pictures(cfg, names)
 
@@ -85,7 +86,11 @@ def run_facts(runs: list[Path]) -> dict:
     """
     metrics = [json.loads((r / "metrics.json").read_text()) for r in runs]
     facts = {k: v for k, v in metrics[0].items() if k not in ("metrics", "wall_s", "evaluation_hash", "scored_by")}
-    facts |= {"n_runs": len(runs), "evaluation_s": round(sum(m["wall_s"] for m in metrics), 1)}
+    facts |= {
+        "evaluation_commit": facts["commit"],
+        "n_runs": len(runs),
+        "evaluation_s": round(sum(m["wall_s"] for m in metrics), 1),
+    }
     if (runs[0] / "run.json").exists():
         trained = [json.loads((r / "run.json").read_text()) for r in runs]
         facts |= {k: trained[0][k] for k in FACTS if k in trained[0]} | trained[0].get("shown", {})
@@ -187,7 +192,7 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
     facts = json.loads((out / "runs.json").read_text())
     scoring, tables = (importlib.import_module(f"{paper.name}.{module}") for module in ("scoring", "tables"))
     scored = scoring.score_all(cfg, facts)
-    run = {k: facts[k] for k in ("commit", "wall_s", "peak_rss_mb", "seeds", "environment")}
+    run = {k: facts[k] for k in ("commit", "wall_s", "headline_s", "peak_rss_mb", "seeds", "environment") if k in facts}
     due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
     controls = tables.controls(scored, lambda *sides: compare_if_same(paper, scored, *sides))
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}

@@ -253,7 +253,12 @@ def test_report_is_well_formed(claims, card):
     assert "Prefix fusion \\| beats LLaVA\\_style fusion" in text
     assert "![Loss under noise \\[true SNR\\]](../results/meit/laptop/noise.png)" in text
     assert "MEIT | 0.500 [0.400, 0.600] | 350 |" in text and "useless | 0.250 | – |" in text
-    assert "seeds 0, 1, 2; wall time 12.6 min; peak memory 2.05 GB." in text and "`abcdef1`" in text
+    assert (
+        "seeds 0, 1, 2; training and evaluation of all runs 12.6 min; peak memory 2.05 GB." in text
+        and "`abcdef1`" in text
+    )
+    timed = report.render("meit", claims, {"laptop": card | {"headline_s": 888.0}})
+    assert "seeds 0, 1, 2; the headline from nothing 14.8 min by the clock; training and evaluation" in timed
     assert "0.050 [–, –]" in text  # the control that has no interval
 
 
