@@ -226,10 +226,16 @@ def _file_header(path: Path, content: memoryview | bytes) -> FileHeader:
     if reader.GetDimension() > 3:  # trailing dimensions of size 1
         side = reader.GetDimension()
         cosines = tuple(np.reshape(cosines, (side, side))[:3, :3].ravel().tolist())
-    if not all(SPACING_MM[0] <= step <= SPACING_MM[1] for step in spacing):
-        raise CtReadError(path, "bad spacing", f"{spacing} (x, y, z); {SPACING_MM[0]} to {SPACING_MM[1]} mm expected")
+    check_spacing(path, spacing, "(x, y, z)")
     code = orientation_code(cosines) if qform > 0 or sform > 0 else ""
     return FileHeader(tuple(n[2::-1]), tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), tuple(cosines), code)
+
+
+def check_spacing(path: Path, spacing_mm: tuple, axes: str) -> tuple:
+    """spacing_mm, if every step is one that a CT may have, else CtReadError. axes: their order, for the message."""
+    if not all(SPACING_MM[0] <= step <= SPACING_MM[1] for step in spacing_mm):
+        raise CtReadError(path, "bad spacing", f"{spacing_mm} {axes}; {SPACING_MM[0]} to {SPACING_MM[1]} mm expected")
+    return spacing_mm
 
 
 def _check_shear(path: Path, affine: np.ndarray) -> None:

@@ -3,9 +3,9 @@
 SimpleITK stacks whatever file names it is given: slices that are missing, doubled, tilted against the stack or of
 another scan would bend the volume in silence, so the headers are read and compared first.
 
-Reasons of `CtReadError`: missing file · no series · several series · bad header · not CT · not HU · wrong slope · mixed
-orientation · mixed size · mixed spacing · duplicate slices · missing slices · gantry tilt · truncated · corrupted, and
-those of ct_io.rescaled.
+Reasons of `CtReadError`: missing file · no series · several series · bad header · bad spacing · not CT · not HU · wrong
+slope · mixed orientation · mixed size · mixed spacing · duplicate slices · missing slices · gantry tilt · truncated ·
+corrupted, and those of ct_io.rescaled.
 """
 
 import math
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.ct.ct_io import missing, rescaled
+from shared.ct.ct_io import check_spacing, missing, rescaled
 from shared.ct.geometry import orientation_code, reorient
 from shared.ct.volume import CtReadError, CtVolume
 
@@ -22,6 +22,7 @@ TAGS = (
     "SeriesInstanceUID Modality ImageOrientationPatient ImagePositionPatient PixelSpacing Rows Columns BitsAllocated "
     "RescaleSlope RescaleIntercept RescaleType"
 ).split()
+ELEMENT_BYTES = 8  # at least, of tag and length before the pixels
 TILT_DEGREES = 0.5  # more between the stack's direction and the slices' normal: a sheared grid
 STEP_TOLERANCE = 0.05  # of the slice distance; rounding of positions stays below it
 
@@ -45,6 +46,8 @@ def read_dicom(folder: Path, series_uid: str = "", **ids: str) -> CtVolume:
 
     folder = Path(folder)
     slices = _in_order(folder, _series(folder, series_uid))
+    step = float(np.linalg.norm(slices[-1].position - slices[0].position)) / (len(slices) - 1)
+    spacing = check_spacing(folder, (step, *slices[0].size[2:]), "(z, y, x)")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(s.path) for s in slices])
     reader.SetOutputPixelType(sitk.sitkFloat32)  # the type of the first slice could cut the others' decimals
@@ -57,8 +60,6 @@ def read_dicom(folder: Path, series_uid: str = "", **ids: str) -> CtVolume:
     rows, columns = slices[0].orientation[:3], slices[0].orientation[3:]
     normal = np.cross(rows, columns)
     direction = tuple(np.stack([rows, columns, normal], axis=1).ravel().tolist())
-    step = float(np.linalg.norm(slices[-1].position - slices[0].position)) / (len(slices) - 1)
-    spacing = (step, *slices[0].size[2:])
     origin = tuple(slices[0].position.tolist())
     return reorient(CtVolume(hu, spacing, origin, direction, orientation_code(direction), "header", **ids))
 
@@ -67,7 +68,8 @@ def _series(folder: Path, series_uid: str) -> list[_Slice]:
     """Headers of the one series that is meant."""
     if not folder.is_dir():
         raise missing(folder)
-    slices = [found for path in sorted(folder.iterdir()) if path.is_file() and (found := _header(path, series_uid))]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    slices = [found for path in files if (found := _header(path, series_uid))]
     uids = sorted({s.series for s in slices})
     if not uids:
         detail = f"no slice of series {series_uid}" if series_uid else "no DICOM image in the folder"
@@ -79,37 +81,72 @@ def _series(folder: Path, series_uid: str) -> list[_Slice]:
     return slices
 
 
-def _header(path: Path, series_uid: str) -> _Slice | None:
-    """What one file says; None for other series and for what is no DICOM image (DICOMDIR, notes)."""
+def _read(path: Path):
+    """(tags, bytes of pixels at most) of one file; None where it is plainly no DICOM, by content and by name."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
-    try:
-        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-    except InvalidDicomError:
+    with open(path, "rb") as file:
+        start = file.read(132)
+        cut = len(start) < 132 and not start[:128].strip(b"\0")  # an empty file, or a piece of the preamble of zeros
+        if start[128:] != b"DICM" and path.suffix.lower() != ".dcm" and not cut:
+            return None
+        file.seek(0)
+        try:
+            tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*TAGS, "SOPClassUID"])
+            _ = (
+                [tags.get(name) for name in TAGS],
+                tags.file_meta.TransferSyntaxUID.is_compressed,
+            )  # are parsed when read
+        except Exception as error:  # struct.error, AttributeError ..: wherever the header ends or breaks
+            detail = f"{path.stat().st_size} bytes, {error}; copy it again, or remove it where it is no slice"
+            raise CtReadError(path, "bad header", detail) from error
+        return tags, path.stat().st_size - file.tell() - ELEMENT_BYTES
+
+
+def _header(path: Path, series_uid: str) -> _Slice | None:
+    """What one file says; None for other series and for what is no image (DICOMDIR, structured reports, notes).
+
+    A file that could be a slice and cannot be read is an error: without an end slice the others are still regular.
+    """
+    found = _read(path)
+    if found is None:
         return None
-    if "Rows" not in tags or (series_uid and tags.get("SeriesInstanceUID") != series_uid):
+    tags, n_bytes = found
+    kind = tags.file_meta.get("MediaStorageSOPClassUID") or tags.get("SOPClassUID")
+    if "Rows" not in tags and kind and "Image Storage" not in kind.name:
+        return None
+    if "Rows" in tags and series_uid and tags.get("SeriesInstanceUID") != series_uid:
         return None
     absent = [name for name in TAGS[:8] if tags.get(name) in (None, "")]
     if absent:
-        raise CtReadError(path, "bad header", f"no {', '.join(absent)}")
+        raise CtReadError(path, "bad header", f"no {', '.join(absent)}; cut, or written by no scanner")
     if tags.Modality != "CT":
         raise CtReadError(path, "not CT", f"modality {tags.Modality}")
+    expected = tags.Rows * tags.Columns * tags.BitsAllocated // 8
+    if not tags.file_meta.TransferSyntaxUID.is_compressed and n_bytes < expected:
+        raise CtReadError(path, "truncated", f"{n_bytes} bytes of pixels, {expected} expected")
     if tags.get("RescaleType") not in (None, "", "HU"):
         raise CtReadError(path, "not HU", f"RescaleType {tags.RescaleType}")
     slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
     if slope is None or intercept is None or not float(slope) > 0 or not math.isfinite(float(intercept)):
         raise CtReadError(path, "wrong slope", f"RescaleSlope {slope}, RescaleIntercept {intercept}")
-    expected = tags.Rows * tags.Columns * tags.BitsAllocated // 8
-    if not tags.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < expected:
-        raise CtReadError(path, "truncated", f"{path.stat().st_size} bytes, {expected} of them pixels expected")
-    return _Slice(
-        path,
-        str(tags.SeriesInstanceUID),
-        np.array(tags.ImageOrientationPatient, float),
-        np.array(tags.ImagePositionPatient, float),
-        (tags.Rows, tags.Columns, *map(float, tags.PixelSpacing)),
+    orientation, position, spacing = (
+        _numbers(path, tags, name, n)
+        for name, n in (("ImageOrientationPatient", 6), ("ImagePositionPatient", 3), ("PixelSpacing", 2))
     )
+    spacing = check_spacing(path, tuple(spacing.tolist()), "(y, x)")
+    return _Slice(path, str(tags.SeriesInstanceUID), orientation, position, (tags.Rows, tags.Columns, *spacing))
+
+
+def _numbers(path: Path, tags, name: str, n: int) -> np.ndarray:
+    """The n numbers of a tag."""
+    try:
+        values = np.array(tags[name].value, float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise CtReadError(path, "bad header", f"{name} {tags[name].value}; {n} numbers expected")
+    return values
 
 
 def _in_order(folder: Path, slices: list[_Slice]) -> list[_Slice]:

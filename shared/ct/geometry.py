@@ -16,7 +16,7 @@ from itertools import permutations
 
 import numpy as np
 
-from shared.ct.volume import CtVolume
+from shared.ct.volume import CtReadError, CtVolume
 
 CLIP_HU = (-1000.0, 1000.0)
 AIR_HU = -1000.0
@@ -118,10 +118,13 @@ def resize(volume: CtVolume, shape: tuple[int, int, int], clip_hu: tuple[float, 
 
 
 def respace(volume: CtVolume, spacing_mm, clip_hu: tuple[float, float] | None = None) -> CtVolume:
-    """Geometry B before its crop: n' = int(n * s / t) per axis (the spacing becomes s * n / n', not exactly t)."""
+    """Geometry B before its crop: n' = int(n * s / t) per axis (the spacing becomes s * n / n', not exactly t).
+
+    CtReadError "too small": less than one voxel along an axis."""
     shape = [int(n * (s / t)) for n, s, t in zip(volume.hu.shape, volume.spacing_mm, spacing_mm, strict=True)]
     if min(shape) < 1:
-        raise ValueError(f"{volume.volume_id or 'volume'}: smaller than one voxel of {tuple(spacing_mm)} mm")
+        detail = f"smaller than one voxel of {tuple(spacing_mm)} mm (z, y, x)"
+        raise CtReadError(volume.volume_id or "volume", "too small", detail)
     return resize(volume, tuple(shape), clip_hu)
 
 

@@ -193,6 +193,20 @@ def test_store_holds_what_the_loaders_read(sources, packed):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(opened)).hu(1), opened.hu(1))  # noqa: S301
 
 
+def test_volume_below_one_voxel_is_a_counted_skip(sources, tmp_path):
+    index, roots = sources
+    small = roots["inspect"] / index.path[8]
+    whole = small.read_bytes()
+    write_nifti(small, thorax(), spacing=(0.1, 0.1, 0.1))
+    try:
+        manifest = pack(index, roots, tmp_path / "store", Geometry((8, 8, 8), (20.0, 20.0, 20.0)))
+    finally:
+        small.write_bytes(whole)
+    assert manifest["counts"]["skipped_by_reason"]["too small"] == 1
+    assert manifest["counts"]["packed"] == len(index) - 3
+    assert "20.0" in next(skip["detail"] for skip in manifest["skips"] if skip["reason"] == "too small")
+
+
 def test_bytes_do_not_depend_on_the_number_of_workers(sources, packed, tmp_path):
     pack(*sources, tmp_path / "store", GEOMETRY, workers=3)
     assert digest(tmp_path / "store") == digest(packed)
