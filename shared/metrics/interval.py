@@ -307,16 +307,26 @@ def _fails_at_mean(h: Hypothesis) -> list[bool]:
     return [verdict(h.kind, d.mean, d.mean, h.margin, h.direction) == FAILS for d in h.differences]
 
 
+def weakest_step(h: Hypothesis) -> tuple[int, float]:
+    """(number, p) of the step that decides a hypothesis: the one furthest from holding.
+
+    That is the clearest (smallest p) of those on the failing side, else the least clear (largest p); where their p are
+    equal, as with too few seeds for one, the smallest claimed difference.
+    """
+    p_values = [p_value(h.kind, d, h.margin, h.direction) for d in h.differences]
+    claimed = [-d.mean if h.direction == "lower" else d.mean for d in h.differences]
+    fails = _fails_at_mean(h)
+    steps = [i for i, failing in enumerate(fails) if failing == any(fails)]
+    weakest = min(steps, key=lambda i: (p_values[i] if any(fails) else -p_values[i], claimed[i]))
+    return weakest, p_values[weakest]
+
+
 def hypothesis_p_value(h: Hypothesis) -> float:
     """The smallest alpha at which `decide` is decisive; for one difference that is its `p_value`.
 
     An ordering holds only if all of its J steps do (the largest p counts) and fails if any does (J times the smallest).
     """
-    p_values = [p_value(h.kind, d, h.margin, h.direction) for d in h.differences]
-    fails = _fails_at_mean(h)
-    if any(fails):
-        return min(1.0, len(fails) * min(p for p, f in zip(p_values, fails, strict=True) if f))
-    return max(p_values)
+    return min(1.0, weakest_step(h)[1] * (len(h.differences) if any(_fails_at_mean(h)) else 1))
 
 
 def decide(h: Hypothesis, alpha: float = 0.05) -> Decision:

@@ -19,7 +19,7 @@ import jsonschema
 import numpy as np
 import yaml
 
-from shared.metrics.interval import Decision, Difference, Hypothesis, holm, p_value
+from shared.metrics.interval import Decision, Difference, Hypothesis, holm, p_value, weakest_step
 
 SCHEMA = Path(__file__).with_name("scorecard.schema.json")
 TIERS = ("smoke", "laptop", "gpu", "paper")
@@ -109,18 +109,18 @@ def build(
             f"{paper}/{tier}: claims {odd}: results and the claims that name this tier must be the same ids"
         )
     measured = {i: r for i, r in results.items() if isinstance(r, Measured)}
-    hypotheses = []
+    hypotheses = {}
     for claim_id, result in measured.items():
         claim = due[claim_id]
         if len(result.differences) != _n_steps(claim):
             raise ValueError(f"{claim_id}: {len(result.differences)} differences measured, {_n_steps(claim)} claimed")
-        hypotheses.append(Hypothesis(claim["kind"], result.differences, claim["margin"], claim["direction"]))
-    decisions = dict(zip(measured, holm(hypotheses, family_size=len(due)), strict=True))
+        hypotheses[claim_id] = Hypothesis(claim["kind"], result.differences, claim["margin"], claim["direction"])
+    decisions = dict(zip(measured, holm(list(hypotheses.values()), family_size=len(due)), strict=True))
     rows = []
     for claim in claims:
         row = {key: claim[key] for key in COPIED}
         if claim["id"] in measured:
-            row["ours"] = _ours(claim, measured[claim["id"]], decisions[claim["id"]])
+            row["ours"] = _ours(claim, measured[claim["id"]], hypotheses[claim["id"]], decisions[claim["id"]])
             row["verdict"] = decisions[claim["id"]].verdict
         else:
             row["verdict"], row["reason"] = NOT_TESTED, results.get(claim["id"], claim.get("not_tested"))
@@ -153,10 +153,9 @@ def _step(d: Difference, decision: Decision, i: int) -> dict:
     }
 
 
-def _ours(claim: Mapping, result: Measured, decision: Decision) -> dict:
-    """The `ours` block. An ordering shows its weakest step (the smallest claimed difference) and lists all steps."""
-    sign = -1 if claim["direction"] == "lower" else 1
-    weakest = min(range(len(result.differences)), key=lambda i: sign * result.differences[i].mean)
+def _ours(claim: Mapping, result: Measured, hypothesis: Hypothesis, decision: Decision) -> dict:
+    """The `ours` block. An ordering shows the step that its p comes from, its weakest, and lists all steps."""
+    weakest, _ = weakest_step(hypothesis)
     d = result.differences[weakest]
     ours = _step(d, decision, weakest) | {
         "p": decision.p_value,

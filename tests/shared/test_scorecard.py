@@ -172,6 +172,21 @@ def test_ordering_shows_its_weakest_step(claims):
     assert "**does not hold**<br>weakest step -0.400" in text and "in simulation)" not in text
 
 
+def test_the_weakest_step_is_the_one_whose_p_the_ordering_has(claims):
+    """Not the smallest difference: a small clear step is stronger than a larger one that could be nothing."""
+    clear, vague, wrong = make(0.05), make(0.10, v_items=0.01), make(-0.05)
+    vaguely_wrong = make(-0.10, v_items=0.01)
+    one_seed = make(0.2, 1), make(0.1, 1)  # no p: then the smallest difference
+    cases = [((clear, vague), vague, 1), ((vague, clear), vague, 1), ((vague, wrong), wrong, 2)]
+    cases += [((vaguely_wrong, wrong), wrong, 2), (one_seed, one_seed[1], 1)]
+    for steps, shown, n in cases:
+        results = {"fusion": "no time", "noise": "no time", "sizes": Measured(steps, "simulated")}
+        ours = scorecard.build("meit", "paper", claims, results, run=RUN)["claims"][2]["ours"]
+        assert ours["difference"] == shown.mean
+        step = next(s for s in ours["steps"] if s["difference"] == shown.mean)
+        assert ours["p"] == pytest.approx(min(1.0, n * step["p"]), rel=1e-4) and ours["ci"] == step["ci"]
+
+
 def test_results_and_claims_must_match(claims):
     with pytest.raises(ValueError, match=r"meit/laptop: claims \['noise'\]"):
         scorecard.build("meit", "laptop", claims, {"fusion": "no time"}, run=RUN)
