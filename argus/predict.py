@@ -29,6 +29,7 @@ from shared.ct.geometry import Geometry, prepare
 from shared.ct.volume import CtReadError, CtVolume
 from shared.metrics.figures import DPI, save
 from shared.runs.checkpoint import run_file
+from shared.runs.evaluation import device
 from shared.runs.predict import predict_parser
 
 
@@ -41,7 +42,12 @@ def read(path: Path, series_uid: str = "") -> CtVolume:
 def prepared_as(volume: CtVolume, data: dict) -> CtVolume:
     """The volume as the training data of a run (section `data:` of its config) were prepared; float32 HU."""
     spacing = data["spacing_mm"]
-    geometry = Geometry(tuple(data["shape"]), None if spacing is None else tuple(spacing), tuple(data["clip_hu"]))
+    geometry = Geometry(
+        tuple(data["shape"]),
+        None if spacing is None else tuple(spacing),
+        tuple(data["clip_hu"]),
+        data.get("clip", "before"),
+    )  # a run from before the key has none
     volume = prepare(volume, geometry)
     hu = np.rint(volume.hu)  # the store holds int16
     if data["slice_only"]:
@@ -95,17 +101,17 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
         raise SystemExit(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
                          "volumes; take one of objective 'report'")  # fmt: skip
     section = section or Rules(**run["data"]["rules"]).section(run["data"]["sources"][0])
-    tokenizer, model = load_tokenizer(str(checkpoint)), ArgusModel.from_pretrained(checkpoint).eval()
+    tokenizer, model = load_tokenizer(str(checkpoint)), ArgusModel.from_pretrained(checkpoint).to(device()).eval()
     seen = prepared_as(volume, run["data"])
-    x = torch.from_numpy(seen.hu.astype(np.float32))[None, None] / HU
-    prompt = prompt_batch([section], tokenizer)
+    x = (torch.from_numpy(seen.hu.astype(np.float32))[None, None] / HU).to(model.device)
+    prompt = {k: v.to(model.device) for k, v in prompt_batch([section], tokenizer).items()}
     new = model.generate(**prompt, volume=x, max_new_tokens=run["eval"]["max_new_tokens"])
     pieces = pieces_of(new[0].tolist(), tokenizer)
     text = "".join(pieces)
     parts, of = [text[a:b] for a, b in sentences(text)], spans(pieces, text)
     if model.encoder is None or not parts:
         return text.strip(), seen, [(part, None) for part in parts]
-    weights = model.attend(**prompt, new_ids=new, volume=x)[0]  # [T, M]
+    weights = model.attend(**prompt, new_ids=new, volume=x)[0].cpu()  # [T, M]
     by_sentence = torch.stack([weights[a:b].mean(0) for a, b in of])
     # some tokens draw attention whatever is written; what is special of a sentence is above that
     usual = weights.mean(0) if len(parts) > 1 else by_sentence.min()

@@ -133,6 +133,20 @@ def test_arms_without_places_are_drawn_without_attention(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 20_000
 
 
+def test_model_and_inputs_are_where_the_evaluation_has_them(checkpoint, tmp_path, monkeypatch):
+    """`meta` stands for a GPU: whatever stayed behind is refused, and nothing is computed."""
+    seen = {}
+
+    def generate(model, volume, max_new_tokens, **prompt):
+        seen.update({"volume": volume, "weights": next(model.parameters())} | prompt)
+        return torch.zeros(1, 1, dtype=torch.long)  # a special token: an empty report
+
+    monkeypatch.setattr(predict, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(ArgusModel, "generate", generate)
+    predict.report(predict.read(write_nifti(tmp_path / "a.nii.gz", thorax())), checkpoint)
+    assert len(seen) > 2 and {x.device.type for x in seen.values()} == {"meta"}
+
+
 def test_what_cannot_be_read_is_named(checkpoint, tmp_path, capsys):
     found = {
         "not a chest CT": write_nifti(tmp_path / "head.nii.gz", head()),
