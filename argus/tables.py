@@ -31,7 +31,7 @@ ARMS = {  # experiment -> name of its compression
     "argus": "pixel shuffle", "avgpool": "average pooling", "attn-pool": "attention pooling",
     "avgpool-matched": "average pooling, as many parameters as pixel shuffle", "perceiver": "perceiver",
     "concat-1d": "concatenation along the sequence", "avgpool-seq": "average along the sequence",
-    "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
+    "m3d-spp": "M3D's spatial pooling", "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
     "none": "none (linear)",
 }  # fmt: skip
 ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
@@ -201,7 +201,7 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         figures.draw_claims(out / "claims.png", card)
     captions = {
         "claims.png": "Claims measured at this tier.",
-        "compression.png": "Finding F1 of the compression arms; `none` and RadFM's leave other numbers of tokens.",
+        "compression.png": "Finding F1 of the compression arms; `none`, M3D's and RadFM's leave other token counts.",
         "sizes.png": "Finding F1 by the size of the finding (thirds of its kind), at normal and high resolution.",
         "data.png": "Finding F1 over the share of the training patients.",
         "loss-1.png": "Training loss of stage 1, in which the compressor learns alone.",

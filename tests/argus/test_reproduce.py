@@ -1,6 +1,7 @@
 """Which runs an experiment needs, in which order, with which options; what is shown of hand-made predictions."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 import yaml
 
 from argus.cases import spot
+from argus.compress import build_compressor
 from argus.config import parse
 from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
-from argus.tables import NOT_COMPUTED
+from argus.tables import ARMS, NOT_COMPUTED
 from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments
@@ -115,6 +117,7 @@ def test_the_two_stages_differ_in_what_they_train_alone(cfg):
 def test_arms_are_what_they_are_called(cfg):
     assert arguments(cfg, "avgpool").model.compressor == "avgpool"
     assert arguments(cfg, "radfm-perceiver").model.compressor == "radfm_perceiver"
+    assert arguments(cfg, "m3d-spp").model.compressor == "m3d_spp"
     assert not arguments(cfg, "frozen-vit").model.train_vit
     assert arguments(cfg, "frozen-vit").train.init.endswith("align-argus/seed0/checkpoint")
     assert arguments(cfg, "full-llm").model.lora_r == 0
@@ -164,6 +167,22 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
     for name in EXPERIMENTS:
         why = ARGUS.cannot_run(bare, name)
         assert bool(why) == (name.removeprefix("align-").startswith((*BY_TIER, "llm-"))), name
+
+
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
+def test_published_connectors_fit_the_grid_of_every_tier(tier, claims):
+    cfg = parse([f"--config=argus/configs/{tier}.yaml"])
+    claim = next(c for c in claims if c["id"] == "published-connectors")
+    assert claim["comparator"] == ["argus > m3d-spp", "argus > radfm-perceiver"]
+    left = {}
+    for name in ("m3d-spp", "radfm-perceiver"):
+        run = arguments(cfg, name)
+        grid = [n // p for n, p in zip(run.data.shape, run.model.patch, strict=True)]
+        left[name] = build_compressor(run.model.compressor, 16, grid, run.model.factors, 0, 16).n_tokens
+        assert name in ARMS
+    assert left == {"m3d-spp": math.prod(grid) // 8, "radfm-perceiver": 32}
+    if tier == "laptop":
+        assert grid == [4, 6, 6] and left["m3d-spp"] == 18, "against 8 tokens of the recipe"
 
 
 def test_the_held_out_source_is_trained_on_by_nobody_and_scored_alike(cfg):
