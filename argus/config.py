@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from argus.manifest import SECTIONS, Rules
 from argus.model import ModelConfig
+from shared.ct.geometry import CLIPS
 from shared.ct.simulate import LAPTOP_SHAPE
 from shared.runs.config import RunConfig, RunReproduceConfig, RunTrainConfig, parse_as
 
@@ -31,6 +32,7 @@ class DataConfig:
     shape: list[int] = field(default_factory=lambda: [64, 256, 256])  # D, H, W of the model's input; rung nr
     spacing_mm: list[float] | None = None  # D, H, W: geometry B, fixed spacing, then crop and pad; null = A, resize
     clip_hu: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])
+    clip: str = "before"  # or "after" resampling, as CT-CLIP's training does
     rules: dict[str, Any] = field(default_factory=dict)  # fields of argus.manifest.Rules
     split_seed: int = 0
     max_tokens: int = 1024  # prompt + report; the visual tokens have a budget of their own (trap 14)
@@ -45,6 +47,8 @@ class DataConfig:
         unknown = sorted(set(self.sources) - set(SECTIONS))
         if unknown or not self.sources:
             raise ValueError(f"data.sources: {unknown or 'empty'}; choose among {', '.join(SECTIONS)}")
+        if self.clip not in CLIPS:
+            raise ValueError(f"data.clip: {self.clip!r} is none of {', '.join(CLIPS)}")
         unknown = sorted(set(self.rules) - {f.name for f in fields(Rules)})
         if unknown:
             raise ValueError(f"data.rules: unknown key(s) {unknown}; known: {[f.name for f in fields(Rules)]}")
@@ -103,6 +107,13 @@ class Config(RunConfig):
 
     PAPER: ClassVar[str] = "argus"
     TESTED: ClassVar[tuple[tuple[str, str], ...]] = (("data", "n_test"),)
+
+    def trained_content(self) -> dict:
+        """Without `data.clip` at its default: runs from before the key keep their hash."""
+        content = super().trained_content()
+        if content["data"]["clip"] == CLIPS[0]:
+            content["data"].pop("clip")
+        return content
 
     def starts(self) -> list[str | None]:
         return [self.model.backbone, self.model.encoder, self.train.init]

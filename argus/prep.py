@@ -20,7 +20,7 @@ import pandas as pd
 from argus import manifest
 from argus.config import Config, DataConfig, SimulateCt, parse
 from shared import ct
-from shared.ct.geometry import Geometry
+from shared.ct.geometry import CLIPS, Geometry
 from shared.ct.simulate_findings import LABELS
 from shared.ct.simulate_layouts import simulator_hash, write
 from shared.ct.store import CtStore, pack
@@ -77,8 +77,9 @@ def prepare(data: DataConfig) -> Prepared:
     folder, split_sha256, report = chosen_volumes(data, roots)
     # As floats: a config file may say 1000, a parsed one says 1000.0, and both are one store.
     spacing_mm = None if data.spacing_mm is None else tuple(map(float, data.spacing_mm))
-    geometry = Geometry(tuple(data.shape), spacing_mm, tuple(map(float, data.clip_hu)))
-    out = folder / f"store-{'x'.join(map(str, geometry.shape))}-{hash_of([geometry.spacing_mm, geometry.clip_hu])[:8]}"
+    geometry = Geometry(tuple(data.shape), spacing_mm, tuple(map(float, data.clip_hu)), data.clip)
+    values = [geometry.spacing_mm, geometry.clip_hu, *([] if geometry.clip == CLIPS[0] else [geometry.clip])]
+    out = folder / f"store-{'x'.join(map(str, geometry.shape))}-{hash_of(values)[:8]}"
     table, _ = manifest.load(folder)
     packed = pack(table, roots, out, geometry)
     store = CtStore(out)

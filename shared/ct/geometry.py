@@ -20,6 +20,7 @@ from shared.ct.volume import CtReadError, CtVolume
 
 CLIP_HU = (-1000.0, 1000.0)
 AIR_HU = -1000.0
+CLIPS = ("before", "after")  # resampling
 LETTERS = ("LR", "PA", "SI")  # (towards +, towards -) of the patient axes of LPS space
 
 
@@ -34,7 +35,7 @@ class Geometry:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float] | None = None
     clip_hu: tuple[float, float] = CLIP_HU
-    clip: str = "before"
+    clip: str = CLIPS[0]
 
     def __post_init__(self):
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -43,7 +44,7 @@ class Geometry:
             raise ValueError(f"geometry: spacing_mm {self.spacing_mm} is not (sz, sy, sx) in mm")
         if self.clip_hu[0] >= self.clip_hu[1]:
             raise ValueError(f"geometry: clip_hu {self.clip_hu} is not (low, high)")
-        if self.clip not in ("before", "after"):
+        if self.clip not in CLIPS:
             raise ValueError(f"geometry: clip {self.clip!r} is neither 'before' nor 'after'")
 
 

@@ -9,7 +9,7 @@ import pytest
 from ct_files import bimcv_r, inspect
 
 from argus import manifest, prep
-from argus.config import DataConfig, SimulateCt
+from argus.config import Config, DataConfig, SimulateCt
 from argus.prep import prepare, share_of_patients
 from shared.ct import LOADERS, simulate_layouts, store
 from shared.ct.geometry import Geometry
@@ -42,6 +42,20 @@ def nothing_is_done(monkeypatch):
     """Whatever draws, chooses or packs fails."""
     for module, name in ((prep, "write"), (manifest, "build"), (store, "_pack")):
         monkeypatch.setattr(module, name, lambda *_, _name=name, **__: pytest.fail(f"{_name} was called"))
+
+
+def test_clip_after_resampling_is_another_store_and_another_run(prepared):
+    after = prepare(config(clip="after"))
+    assert after.data_hash != prepared.data_hash and after.store.path != prepared.store.path
+    source, root = "ct-rate", prepared.roots["ct-rate"]
+    row = next(after.table[after.table.source == source].itertuples())
+    _, file = next((i := LOADERS[source].read_index(root))[i.volume_id == row.volume_id].iterrows())
+    expected = to_geometry(LOADERS[source].read_volume(root, file), Geometry(tuple(SHAPE), clip="after")).hu
+    np.testing.assert_allclose(after.batch([row.row])[0, 0] * 1000, expected, atol=0.51)
+    before = Config().digest()
+    assert "clip" not in Config().trained_content()["data"] and Config(data=DataConfig(clip="after")).digest() != before
+    with pytest.raises(ValueError, match=r"data\.clip: 'never'"):
+        config(clip="never")
 
 
 def test_every_volume_is_its_file_in_the_geometry(prepared):
