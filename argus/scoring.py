@@ -3,6 +3,7 @@
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,23 @@ from argus.config import Config
 from shared.metrics.ct_findings import CT_RATE_LABELS, asserted, finding_scores
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.findings import _F1, _ratio
-from shared.metrics.interval import Scores
+from shared.metrics.interval import Scores, mean_scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
 from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.reports import add_runs, distinct, select
 
 SIZES = ("small", "medium", "large")  # thirds of the sizes that a finding has in the test set
 BY_SOURCE = ("finding_f1", "finding_macro_f1", "bleu_4", "rouge_l_f1", "meteor_1.5", "meteor_exact_stem", "cider_d")
+# Named after the first laptop runs were seen, to show what is left without them: shown, never decisive.
+LEFT_OUT = ("septal_thickening", "pleural_effusion", "coronary_calcification")
+_EXAM = r"(?:exam\w*|stud(?:y|ies)|scans?|imaging|images?|cts?|tomograph\w*|reports?|radiographs?)"
+PRIOR = re.compile(  # an earlier examination or a date: what no volume shows (trap 22)
+    rf"\b(?:previous|prior|earlier|last|former|old)\s+(?:\w+\s+){{0,2}}{_EXAM}\b"
+    r"|\b(?:compared|comparison)\s+(?:to|with)\s+(?:the\s+)?(?:previous|prior|earlier|last)\b"
+    r"|\bunchanged\b|\binterval (?:change|increase|decrease|progression)\b|\bsince the (?:last|previous|prior)\b"
+    r"|\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|\b\d{4}-\d{2}-\d{2}\b",
+    re.IGNORECASE,
+)
 MEAN = "mean"  # `<metric>:mean` is the mean over sources, `<metric>:<source>` one of them
 
 
@@ -37,13 +48,15 @@ def score_table(
 
     train_reports: CIDEr-D takes its document frequencies from them. Returns metric name -> Scores over the rows of the
     table, in their order. `finding_f1` and its like count findings whose reading is validated; `all_finding_f1` counts
-    all, `place_finding_f1` those at the right place, `label_f1` the 18 labels of CT-RATE.
+    all, `rest_finding_f1` the validated without LEFT_OUT, `place_finding_f1` those at the right place, `label_f1` the
+    18 labels of CT-RATE. `hallucinated_priors`: share of predictions that cite what no volume shows (PRIOR).
     """
     pairs, rows = distinct(table[["reference", "prediction"]])
     references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
     scores = finding_scores(references, predictions, validated_findings())
     others = {
         "all_finding": finding_scores(references, predictions),
+        "rest_finding": finding_scores(references, predictions, [n for n in validated_findings() if n not in LEFT_OUT]),
         "place_finding": finding_scores(references, predictions, validated_findings(), location="place"),
         "label": finding_scores(references, predictions, CT_RATE_LABELS),
     }
@@ -53,11 +66,24 @@ def score_table(
         scores |= {key: replace(s, name=key) for key, s in kept.items()}
     df = document_frequencies(train_reports) if "cider_d" in metrics else None
     scores |= score_texts(references, predictions, df, metrics)
+    if "bleu" in metrics:
+        clean = score_texts([r2gen(text) for text in references], [r2gen(text) for text in predictions], None, ["bleu"])
+        scores |= {f"{name}_r2gen": replace(s, name=f"{name}_r2gen") for name, s in clean.items()}
+    cited = [float(PRIOR.search(text) is not None) for text in predictions]
+    scores["hallucinated_priors"] = mean_scores("hallucinated_priors", 1, cited)
     if bertscore:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
     scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | size_scores(table) | source_scores(scores, table.source.to_numpy())
+
+
+def r2gen(text: str) -> str:
+    """A report cleaned as R2Gen and CT2Rep do before BLEU: lower case, no numbers of a list, sentences joined by " . "
+    and no other punctuation."""
+    text = re.sub(r"(?:^|\s)\d+\.\s", " ", text.lower())
+    words = (re.sub(r"[^\w\s]|_", "", sentence).split() for sentence in re.split(r"\.(?:\s|$)", text))
+    return "".join(f"{' '.join(sentence)} . " for sentence in words if sentence).strip()
 
 
 # --- per source ---

@@ -4,14 +4,15 @@ from argus.clinical import BACKENDS
 from argus.config import Config
 from argus.figures import draw_levels
 from argus.manifest import SECTIONS
-from argus.scoring import MEAN, SIZES
+from argus.scoring import LEFT_OUT, MEAN, SIZES
 from shared.metrics import figures
 from shared.metrics.scorecard import control
 from shared.runs.evidence import Scored, describe, folder, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
-NGRAMS = (*BLEU, "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
-FINDINGS = ("finding_f1", "finding_precision", "finding_recall", "finding_macro_f1", "place_finding_f1", "label_f1")
+NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
+FINDINGS = ("finding_f1", "finding_precision", "finding_recall", "finding_macro_f1", "place_finding_f1",
+            "rest_finding_f1", "all_finding_f1", "label_f1", "hallucinated_priors")  # fmt: skip
 SHORT = ("finding_f1", "finding_macro_f1", "place_finding_f1", "bleu_4", "cider_d")
 CLINICAL = {
     "green": ("green", "green_parsed_only", "green_truncated"),
@@ -70,18 +71,35 @@ def controls(scored: dict[str, Scored], compare) -> list[dict]:
 def level_table(
     scored: dict[str, Scored], table_id: str, title: str, rows: dict[str, str], metrics=SHORT, note: str = ""
 ) -> dict:
-    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; metrics
-    that no entry has are left out."""
+    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; a metric
+    that an entry has not is shown as not computed."""
     present = {label: scored[key] for label, key in rows.items() if key in scored}
 
     def has(entry: Scored, metric: str) -> bool:
         return any(n == metric or n.startswith(f"{metric}_") for n in entry.scores)
 
-    shown = [m for m in metrics if any(has(e, m) for e in present.values())]
-    names = [next(e for e in present.values() if has(e, m)).metric(m)[0].name for m in shown]
-    body = [[label, *(list(e.level(m)) if has(e, m) else None for m in shown)] for label, e in present.items()]
+    names = [next((e.metric(m)[0].name for e in present.values() if has(e, m)), m) for m in metrics]
+    body = [
+        [label, *(list(e.level(m)) if has(e, m) else NOT_COMPUTED for m in metrics)] for label, e in present.items()
+    ]
     table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
     return table | ({"note": note} if note else {})
+
+
+def quality_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
+    """Findings, and how many different reports a run writes: few where it answers with habit."""
+    note = (
+        "Distinct reports: of one seed, on average. rest_finding_f1 leaves out "
+        f"{', '.join(name.replace('_', ' ') for name in LEFT_OUT)} (named after the first laptop runs were seen); "
+        "all_finding_f1 also counts findings whose reading is not validated; hallucinated_priors is the share of "
+        "reports that cite an earlier examination or a date."
+    )
+    table = level_table(scored, "quality", "Findings", rows, FINDINGS, note)
+    table["columns"].append("distinct reports")
+    for row in table["rows"]:
+        n_distinct = [seed.prediction.nunique() for seed in scored[rows[row[0]]].tables]
+        row.append(round(sum(n_distinct) / len(n_distinct), 1))
+    return table
 
 
 def clinical_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
@@ -146,9 +164,10 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     main = {"Argus": "argus@volume", "average pooling": "avgpool@volume", "attention pooling": "attn-pool@volume"}
     main |= {"LLM without image": "no-image@volume"} | {f"Argus, {k}": f"argus@{k}" for k in CONTROLS}
     found = [
-        level_table(scored, "quality", "Findings", main, FINDINGS),
+        quality_table(scored, main),
         level_table(scored, "ngrams", "N-grams", main, NGRAMS,
-                    "The scores of `constant` show what overlap is worth without any finding."),
+                    "The scores of `constant` show what overlap is worth without any finding. BLEU on lower-case text, "
+                    "`_r2gen` without punctuation and list numbers; BERTScore needs `eval.bertscore`."),
         source_table(scored, main),
     ]  # fmt: skip
     if "argus@volume" in scored:

@@ -8,7 +8,17 @@ import pandas as pd
 import pytest
 
 from argus.config import Config
-from argus.scoring import MEAN, SIZES, mean_of_blocks, score_all, score_table, size_scores, source_scores
+from argus.scoring import (
+    LEFT_OUT,
+    MEAN,
+    SIZES,
+    mean_of_blocks,
+    r2gen,
+    score_all,
+    score_table,
+    size_scores,
+    source_scores,
+)  # fmt: skip
 from shared.metrics.ct_findings import asserted, finding_scores
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.interval import bootstrap_values, difference, mean_scores
@@ -52,6 +62,44 @@ def test_each_distinct_pair_counts_for_all_rows_that_have_it():
         assert scores[name].value == pytest.approx(metric.value, nan_ok=True)
     assert scores["place_finding_f1"].value <= scores["finding_f1"].value
     assert "label_f1" in scores and "all_finding_macro_f1" in scores
+
+
+def test_what_the_left_out_findings_say_does_not_count():
+    table = table_of()
+    found = score_table(table, TEXTS, ["bleu"])
+    rest = [name for name in validated_findings() if name not in LEFT_OUT]
+    alone = finding_scores(table.reference.tolist(), table.prediction.tolist(), rest)["finding_f1"]
+    assert len(rest) == len(validated_findings()) - len(LEFT_OUT)
+    assert found["rest_finding_f1"].value == pytest.approx(alone.value)
+    assert found["rest_finding_f1"].value != pytest.approx(found["finding_f1"].value, abs=1e-4)
+
+
+def test_r2gen_cleaning_is_another_bleu():
+    assert r2gen("1. Nodule of 3.5 mm, right.  2. No effusion.\nHeart: normal") == (
+        "nodule of 35 mm right . no effusion . heart normal ."
+    )
+    assert r2gen("") == r2gen(" . ") == ""
+    table = table_of(6).assign(reference="1. A small nodule, in the right lung.")
+    same = table.assign(prediction="a small nodule in the right lung.")
+    scores = score_table(same, TEXTS, ["bleu"])
+    assert scores["bleu_4_r2gen"].value == pytest.approx(1) and scores["bleu_4"].value < 0.8
+    assert "bleu_4_r2gen" not in score_table(same, TEXTS, ["rouge"])
+
+
+PRIORS = {
+    "Unchanged nodule in the right lung.": 1,
+    "Compared with the previous CT the effusion has grown.": 1,
+    "No change to the prior chest examination.": 1,
+    "Seen on 12.03.2019 too.": 1,
+    "A 9 mm nodule in the right upper lobe. Earlier surgery of the spine.": 0,
+    "The left lung is smaller compared to the right. 3.5.": 0,
+}
+
+
+def test_reports_that_cite_what_no_volume_shows_are_counted():
+    table = table_of(len(PRIORS)).assign(prediction=list(PRIORS))
+    scores = score_table(table, TEXTS, ["bleu"])["hallucinated_priors"]
+    assert scores.stats[:, 0].tolist() == list(PRIORS.values()) and scores.value == pytest.approx(4 / 6)
 
 
 def test_a_source_is_scored_as_if_it_stood_alone():
