@@ -156,9 +156,10 @@ def whole_volume(patch: str) -> Row:
 
 
 def whole_training(patch: str) -> Row:
-    """A training step on one 512x512x256 volume: ViT-B, pixel shuffle, an LLM of 3B with LoRA, 1,024 tokens of text."""
+    """Forward and backward, without the optimiser, of one 512x512x256 volume: ViT-B, pixel shuffle, an LLM of 3B with
+    LoRA, 1,024 tokens of text."""
     found = in_process("train", patch)
-    name = f"argus: training step, 512x512x256, ViT-B, patch {patch}, 3B LLM, {found['where']}"
+    name = f"argus: forward and backward, 512x512x256, ViT-B, patch {patch}, 3B LLM, {found['where']}"
     reference = f"peak {found['peak_mb']:,.0f} MB; {found['tokens']:,} visual tokens to the LLM"
     return Row(name, found["seconds"], "s", reference)
 
@@ -221,7 +222,7 @@ def _train(patch: str) -> dict:
     from argus.model import ArgusModel, ModelConfig
 
     if not torch.cuda.is_available():
-        raise RuntimeError("a training step at this size needs a GPU of 80 GB")
+        raise RuntimeError("forward and backward at this size need a GPU of 80 GB")
     torch.manual_seed(0)
     shape, text = [256, 512, 512], 1024
     cfg = ModelConfig(patch=list(map(int, patch.split(","))), factors=[2, 4, 4], llm=LLAMA_3B)
