@@ -23,6 +23,7 @@ from shared.runs.config import cache_root, hash_of
 from synth_medvlp.datasets import LOADERS, boxes_mask, fit_mask, padchest, present, read_image, read_record, targets
 from synth_medvlp.datasets.chexpert import HEADLINE_CLASSES
 from synth_medvlp.datasets.labels import check_protocol
+from synth_medvlp.datasets.splits import PUBLISHED
 from synth_medvlp.record import CxrReadError, CxrRecord
 from synth_medvlp.trees import CxrSimulateConfig, tree
 
@@ -77,11 +78,15 @@ class Task:
         """Train rows of a few-label subset, ascending.
 
         corrected: of that share of the patients (at least one), smaller subsets within larger ones of the same draw.
-        as_published: of int(share x images) images, the public seed for draw None.
+        as_published: of int(share x images) images, the public seed for draw None. ValueError where there are none.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], not {fraction}")
         rows = self.part_rows("train")
+        if not len(rows):
+            raise ValueError(
+                f"{self.name} has no training part: take it out of eval.finetune.tasks, eval.segment.tasks"
+            )
         if self.variant == "as_published":
             order = np.random.RandomState(PUBLISHED_SEED + (draw or 0)).permutation(len(rows))
             return np.sort(rows[order[: max(1, int(fraction * len(rows)))]])
@@ -222,7 +227,8 @@ def _scorable(name: str, spec: Spec, labels: np.ndarray, records: pd.DataFrame, 
 def _packed(dataset: str, root: Path, source: str, size: int, geometry: str, variant: str, every: bool) -> Release:
     """Release without tasks, packed once below CACHE_ROOT; meta.json comes last, so a half folder is written again."""
     code = sorted([Path(__file__), *(Path(__file__).parent / "datasets").glob("*.py")])
-    files = sorted((f.name, f.stat().st_size) for f in root.iterdir() if f.is_file())
+    files = [*root.iterdir(), *(root / PUBLISHED).glob("*")]
+    files = sorted((f.name, f.stat().st_size) for f in files if f.is_file())
     key = hash_of([root.name, files, size, geometry, variant, every, [hash_of(f.read_text()) for f in code]])
     folder = cache_root() / "downstream" / f"{dataset}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +243,7 @@ def _packed(dataset: str, root: Path, source: str, size: int, geometry: str, var
 
 def _pack(dataset: str, root: Path, folder: Path, size: int, geometry: str, variant: str, every: bool) -> None:
     loader = LOADERS[dataset]
-    index = loader.read_index(root)
+    index = _index(loader, root, variant)
     warnings = index.attrs["warnings"]
     items, left_out = _items(loader, index, root, variant, every)
     classes = list(dict.fromkeys(c for spec in TASKS.values() if spec.dataset == dataset for c in spec.classes))
@@ -276,6 +282,13 @@ def _pack(dataset: str, root: Path, folder: Path, size: int, geometry: str, vari
     meta = {"sha256": sums, "classes": classes, "left_out": left_out, "skipped": skipped, "warnings": warnings}
     (folder / "meta.tmp").write_text(json.dumps(meta, indent=1))
     os.replace(folder / "meta.tmp", folder / "meta.json")
+
+
+def _index(loader, root: Path, variant: str) -> pd.DataFrame:
+    """Index of a release; as published that of MAVL's files where they list images of another download (RSNA)."""
+    if variant == "as_published" and hasattr(loader, "read_published") and (root / PUBLISHED).is_dir():
+        return loader.read_published(root, variant)
+    return loader.read_index(root)
 
 
 def _sha256(file: Path) -> str:

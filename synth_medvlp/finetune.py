@@ -201,9 +201,12 @@ def fine_tuned(
 
 
 def _auroc(prediction) -> dict[str, float]:
-    """Macro AUROC over classes that validation has; 0 where it has none."""
-    values = auroc_per_class(np.maximum(prediction.label_ids, 0), prediction.predictions)
-    return {"auroc": float(np.nanmean(values)) if np.isfinite(values).any() else 0.0}
+    """Macro AUROC over classes that validation has, each over its certain labels (-1 is none); 0 where it has none."""
+    labels, logits, found = prediction.label_ids, prediction.predictions, []
+    for c in range(labels.shape[1]):
+        known = labels[:, c] >= 0
+        found.append(auroc_per_class(labels[known][:, [c]], logits[known][:, [c]])[0] if known.any() else np.nan)
+    return {"auroc": float(np.nanmean(found)) if np.isfinite(found).any() else 0.0}
 
 
 def linear(features: np.ndarray, task: Task, train: np.ndarray) -> dict[str, np.ndarray]:

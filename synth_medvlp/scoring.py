@@ -9,9 +9,13 @@ from shared.metrics.interval import Scores, Statistic
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import average, restrict
 from shared.runs import tasks
-from shared.runs.evidence import Scored, folder
+from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.tasks import means_over_draws
+from synth_medvlp.classes import frequency, headline_variants
 from synth_medvlp.config import Config
+
+GROUNDED = "grounding:image"
+WHOLE_IMAGE, RANDOM_PIXEL = "whole image", "a random pixel"
 
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
@@ -19,8 +23,21 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
 
     A class that could not be learnt from few labels counts as chance: what is compared is scored on the same classes.
     """
-    scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True) | score_masks(cfg, facts)
+    scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True)
+    add_headline_variants(cfg, facts, scored)
+    scored |= score_masks(cfg, facts)
     return scored | means_over_draws(scored)
+
+
+def add_headline_variants(cfg: Config, facts: dict, scored: dict[str, Scored]) -> None:
+    """The headline over named classes, and over those with 10 positives (`classes`), beside each zero-shot headline."""
+    shares = frequency(cfg)
+    for name in [key.removesuffix("@image") for key in scored if key.endswith("@image")]:
+        for seed in cfg.reproduce.seeds:
+            run, rows = facts["runs"][f"{name}/seed{seed}"], read_predictions(cfg, name, seed)
+            labels = tasks.read_labels(cfg, run["data_hash"])
+            for metric, statistic in headline_variants(rows[rows.input == "image"], labels, run, shares).items():
+                scored[f"{name}@image"].scores.setdefault(metric, []).append(statistic)
 
 
 def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
@@ -32,16 +49,29 @@ def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
             if not file.exists():
                 continue
             run = facts["runs"][f"{name}/seed{seed}"]
-            for kind, rows in pd.read_parquet(file).groupby("input", sort=False):
+            tables = dict(tuple(pd.read_parquet(file).groupby("input", sort=False)))
+            tables = {f"{name}@{kind}": rows for kind, rows in tables.items()}
+            if f"ground-real@{GROUNDED}" in tables:
+                tables[f"{WHOLE_IMAGE}@{GROUNDED}"] = whole_image(tables[f"ground-real@{GROUNDED}"])
+            for key, rows in tables.items():
                 rows = rows.sort_values(["task", "id"], kind="stable")
                 ids, patients = (rows.task + ":" + rows.id).to_numpy(), (rows.dataset + ":" + rows.patient).to_numpy()
                 new = Scored({}, ids, patients, run["source"], run["masks_hash"], n_records=rows.id.nunique())
-                entry = scored.setdefault(f"{name}@{kind}", new)
+                entry = scored.setdefault(key, new)
                 if not np.array_equal(entry.ids, ids):
-                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                    raise ValueError(f"{key}: seeds were scored on different records; run it again")
                 for metric, statistic in mask_statistics(rows).items():
                     entry.scores.setdefault(metric, []).append(statistic)
     return scored
+
+
+def whole_image(rows: pd.DataFrame) -> pd.DataFrame:
+    """Control without a model, on the images of `rows`: the constant map. Its mask is the whole image; a random pixel,
+    one of its greatest, hits with the share of the image that lies in the mask, and that share is its AUPRC."""
+    marked = rows.tp + rows.fn
+    share = marked / rows.n_pixels
+    base = rows[["dataset", "task", "id", "patient", "n_pixels"]]
+    return base.assign(tp=marked, fp=rows.n_pixels - marked, fn=0, hit=share, auprc=share)
 
 
 def mask_statistics(rows: pd.DataFrame) -> dict[str, Statistic]:

@@ -5,8 +5,8 @@
 | data.csv | patient_id, image_id, sex, modality (CR, DX), projection (ap, pa), offsets in days, laboratory values |
 | png/IMAGEID.png | 8 bit, 640 pixels wide; the repository may hold fewer images than the table has rows |
 
-All patients had COVID-19; there are neither findings nor reports, so labels are empty. No set of the reference: it
-serves the image screening (A2, S6) and the quality figures as real films that no generator has seen.
+All patients had COVID-19; there are neither findings nor reports, so labels are empty. No set of the reference and no
+experiment: real films on which the tests prove that images are read as they should be.
 """
 
 from pathlib import Path

@@ -65,7 +65,8 @@ def read_published(root: Path, protocol: str = "corrected") -> pd.DataFrame:
     """MAVL's own test and validation rows (md.ai paths) as an index; split is val or test.
 
     as_published: boxes as they stand, 1,074 of 1,704 positive validation rows having repeated ones (Trap 15);
-    corrected: each box once. The pixels inside them are the same. Raises CxrReadError: missing file, bad csv, bad
+    corrected: each box once. The pixels inside them are the same. Evaluated as published where <root>/mavl/ lies
+    (`downstream`), with the images at the md.ai paths below root. Raises CxrReadError: missing file, bad csv, bad
     label, bad box, duplicate id.
     """
     check_protocol(protocol)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import vlp_models
-from cxr_trees import real
+from cxr_trees import film, real, save_dicom, write_rsna
 from hospitals import release, task
 from PIL import Image
 
@@ -28,6 +28,7 @@ from synth_medvlp.downstream import (
 from synth_medvlp.evaluate import Evaluation, class_kinds, summary_of
 from synth_medvlp.inputs import Input
 from synth_medvlp.prompts import SETS, class_texts, other_names, prompts_of
+from synth_medvlp.record import CxrReadError
 from synth_medvlp.trees import CxrSimulateConfig, tree
 
 SIMULATED = CxrSimulateConfig(n_patients=24, seed=5, size_px=32)
@@ -105,6 +106,29 @@ def test_an_image_that_a_published_split_lists_twice_is_two_records(monkeypatch)
     assert len(again) == 3 and set(again.part) == {"test"}
     first = records.set_index("record_id").loc[again.image_id]
     assert again.row.tolist() == first.row.tolist() and set(first.part) == {"train"}
+
+
+def test_rsna_as_published_is_mavls_own_list_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("CACHE_ROOT", str(tmp_path / "cache"))
+    root = write_rsna(tmp_path / "rsna-pneumonia")
+    (root / "mavl").mkdir()
+    for part, first in (("val", 0), ("test", 4)):
+        lines = ["ID,img_path,boxes,classes"]
+        for k in range(first, first + 4):
+            save_dicom(root / f"mdai/1.2/{k}.dcm", film(k), ViewPosition="AP")
+            lines.append(f"{k},mdai/1.2/{k}.dcm," + ("100.0;200.0;300.0;400.0,1" if k % 2 else ",0"))
+        (root / f"mavl/{part}.csv").write_text("\n".join(lines))
+    found, _ = load_tasks(["rsna"], 32, "squash", variant="as_published")
+    rsna = found["rsna-pneumonia"].tasks["rsna"]
+    assert rsna.record_ids == tuple("01234567") and rsna.part.tolist() == ["val"] * 4 + ["test"] * 4
+    assert rsna.labels[:, 0].tolist() == [0, 1] * 4
+    assert (found["rsna-pneumonia"].masks.any((1, 2)) == (rsna.labels[:, 0] == 1)).all()
+    with pytest.raises(ValueError, match=r"rsna has no training part: .*eval\.finetune\.tasks"):
+        rsna.few_label_rows(0.1)
+    (root / "mavl/test.csv").write_text((root / "mavl/test.csv").read_text() + "\n8,mdai/1.2/3.dcm,,0")
+    with pytest.raises(CxrReadError, match="duplicate id"):  # another list is packed anew
+        load_tasks(["rsna"], 32, "squash", variant="as_published")
 
 
 def test_covidx_within_a_source_has_that_sources_images_only(loaded):

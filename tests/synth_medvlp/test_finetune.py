@@ -1,5 +1,7 @@
 """Few labels on the encoder: fine-tuning, linear layers, segmentation; what is learnt, kept, left out, repeated."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,16 @@ def test_uncertain_labels_are_not_in_the_loss():
     expected = -(p[0, 0].log() + (1 - p[1, 0]).log() + p[1, 1].log()) / 3
     assert masked_bce(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
     assert masked_bce(logits, torch.full_like(labels, -1)).item() == 0
+
+
+def test_uncertain_labels_are_not_in_the_validation_auroc():
+    """The uncertain ones have the greatest and the least score: as negatives, or positives, they would count."""
+    labels = np.array([[1, 1], [0, -1], [-1, 0], [-1, -1]], np.int8)
+    logits = np.array([[0.5, 0.1], [0.2, 0.9], [0.9, 0.3], [0.0, 0.0]], np.float32)
+    prediction = SimpleNamespace(label_ids=labels, predictions=logits)
+    assert finetune._auroc(prediction) == {"auroc": 0.5}  # 1 of the first class, 0 of the second
+    prediction.label_ids = np.full_like(labels, -1)
+    assert finetune._auroc(prediction) == {"auroc": 0.0}
 
 
 def test_crops_move_images_and_masks_alike_and_flip_half():

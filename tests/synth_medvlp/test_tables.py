@@ -1,0 +1,131 @@
+"""What stands in the tables beside the claims: named classes, relative differences, constant maps, means over sets."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from shared.metrics.classification import macro_auroc
+from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
+from shared.runs.evidence import Scored
+from synth_medvlp import figures, tables
+from synth_medvlp.classes import MIN10, NAMED, finding_behind, frequency, headline_variants, named, share_of_finding
+from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
+
+SHARES = {
+    "Consolidation": 0.12, "Infiltration": 0.0, "pneumonia": 0.0, "catheter": 0.0, "central venous catheter": 0.07,
+    "normal": 0.0, "Pleural_Thickening": 0.02, "suture material": 0.0, "COVID-19": 0.0,
+}  # fmt: skip
+
+
+# --- classes ---
+
+
+def test_a_class_is_named_by_itself_within_another_name_or_as_normal():
+    assert named(SHARES) == {"Consolidation", "catheter", "central venous catheter", "normal", "Pleural_Thickening"}
+    assert named({}) == set()
+
+
+def test_the_share_of_a_class_is_that_of_the_finding_behind_it():
+    behind = finding_behind()
+    assert {behind[c] for c in ("Pneumonia", "Infiltration", "pneumonia", "Consolidation")} == {"consolidation"}
+    assert behind["bullas"] == "emphysema" and behind["apical pleural thickening"] == "pleural_thickening"
+    found = share_of_finding(SHARES)
+    assert found["Infiltration"] == found["pneumonia"] == 0.12 and found["catheter"] == 0.07
+    assert found["suture material"] == 0.0 and "normal" not in found  # no class of that finding; no finding
+
+
+def test_headline_variants_leave_classes_and_empty_sets_out():
+    rng = np.random.default_rng(0)
+    y = {"a": rng.integers(0, 2, (60, 3)), "b": rng.integers(0, 2, (60, 1)), "c": rng.integers(0, 2, (60, 1))}
+    y["a"][:, 1] = np.arange(60) < 5  # too few for MIN10
+    s = {task: rng.normal(size=of.shape).astype(np.float32) for task, of in y.items()}
+    ids = [f"i{k}" for k in range(60)]
+    rows = pd.concat(pd.DataFrame({"dataset": t, "id": ids, "patient": ids, "prediction": list(s[t])}) for t in y)
+    labels = pd.concat(pd.DataFrame({"dataset": t, "task": t, "id": ids, "reference": list(y[t])}) for t in y)
+    classes = {"a": ["Consolidation", "Pleural_Thickening", "pneumonia"], "b": ["Pneumonia"], "c": ["Consolidation"]}
+    kinds = {"a": ["headline"] * 3, "b": ["headline"], "c": ["extra"]}
+    found = headline_variants(rows, labels, {"kinds": kinds, "classes": classes}, SHARES)
+    auroc = {t: [roc_auc_score(y[t][:, c], s[t][:, c]) for c in range(y[t].shape[1])] for t in y}
+    assert found[NAMED].value == pytest.approx(np.mean(auroc["a"][:2]))  # all of b has no name; c is no headline
+    assert found[MIN10].value == pytest.approx((np.mean([auroc["a"][0], auroc["a"][2]]) + auroc["b"][0]) / 2)
+    assert found[NAMED].n_items == 180
+    assert NAMED not in headline_variants(rows, labels, {"kinds": kinds, "classes": classes}, {})
+
+
+def test_a_tier_without_generation_has_no_frequency(tmp_path):
+    cfg = SimpleNamespace(results=str(tmp_path), PAPER="synth_medvlp", tier="test")
+    assert frequency(cfg) == {}
+    (tmp_path / "synth_medvlp/test").mkdir(parents=True)
+    (tmp_path / "synth_medvlp/test/frequency.json").write_text(json.dumps(SHARES))
+    assert frequency(cfg) == SHARES
+
+
+def test_the_figure_of_classes_takes_unknown_shares(tmp_path):
+    table = pd.DataFrame({"task": ["a"] * 3, "class": ["x", "normal", "y"], "share": [0.1, None, 0.2],
+                          "named": [True, True, False], "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
+    figures.draw_classes(tmp_path / "classes.png", table, {"real pairs": "real", "both": "mix"})
+    assert (tmp_path / "classes.png").stat().st_size > 5_000
+
+
+# --- tables ---
+
+
+def entry(level: float, metrics=("auroc_headline", "auroc", "auroc:a", "auroc:x"), seeds: int = 3) -> Scored:
+    """Scores of 200 items, better with `level`; every metric the same but `auroc`, which is half of chance worse."""
+    rng, patients = np.random.default_rng(0), np.array([f"p{k}" for k in range(200)])
+    y, noise = rng.integers(0, 2, (200, 1)), rng.normal(size=(seeds, 200, 1))
+    scores = {m: [macro_auroc(y, (-level if m == "auroc" else level) * y + e) for e in noise] for m in metrics}
+    return Scored(scores, patients, patients, "simulated", "hash")
+
+
+def test_differences_are_absolute_and_relative_for_each_set_and_the_means():
+    scored = {"real@image": entry(1.0), "synthetic@image": entry(0.5), "mix@image": entry(2.0)}
+    facts = {"runs": {"real/seed0": {"kinds": {"a": ["headline"], "x": ["extra"], "p": ["headline"]}}}}
+    table = tables.difference_table(scored, facts)
+    rows = {tuple(row[:2]): row[2:] for row in table["rows"]}
+    assert list(rows) == [(d, s) for d in tables.DIFFERENCES for s in ("headline mean", "a")]
+    for label, (ours, theirs) in tables.DIFFERENCES.items():
+        a, b = ([m.value for m in scored[f"{n}@image"].scores["auroc:a"]] for n in (ours, theirs))
+        absolute, relative = rows[label, "a"]
+        assert absolute[0] == pytest.approx(np.mean(np.subtract(a, b)))
+        assert relative[0] == pytest.approx(100 * np.mean(np.subtract(a, b)) / np.mean(b))
+        assert relative[1] < relative[0] < relative[2] and np.sign(absolute[0]) == np.sign(relative[0])
+    assert tables.difference_table({"real@image": entry(1.0)}, facts)["rows"] == []
+
+
+def test_few_label_tables_are_means_over_the_headline_sets_only():
+    scored = {f"linear-real@linear:image {r}": entry(1.0) for r in ("0.1", "1")}
+    facts = {"runs": {"linear-real/seed0": {"kinds": {"a": ["headline"], "x": ["extra"], "p": ["headline"]}}}}
+    table = tables.tuned_table(scored, facts, "linear", "Linear")
+    assert table["columns"] == ["model", "10 % of the labels", "100 % of the labels"]
+    one = scored["linear-real@linear:image 0.1"]
+    assert table["rows"][0][1] == list(one.level("auroc_headline")) != list(one.level("auroc"))
+    assert "mean over 1 headline sets (a)" in table["note"]  # p was not fitted
+
+
+def test_the_whole_image_and_a_random_pixel_are_scored_as_constant_maps():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((6, 8, 8), bool)
+    for k in range(4):  # two images without a mask
+        truth[k, : k + 1, : 2 + k] = True
+    n = truth.sum((1, 2))
+    rows = pd.DataFrame({"dataset": "d", "task": "t", "id": list("abcdef"), "patient": list("abcdef"), "n_pixels": 64,
+                         "tp": n // 2,
+                         "fp": rng.integers(0, 9, 6), "fn": n - n // 2, "hit": 1.0, "tp_oracle": n})  # fmt: skip
+    found = mask_statistics(whole_image(rows))
+    full = np.ones_like(truth)
+    assert found["dice"].value == pytest.approx(dice_per_image(counts(truth, full))[:4].mean())
+    constant = [pixel_auprc(np.zeros((8, 8)), mask) for mask in truth[:4]]
+    assert found["pixel_auprc"].value == pytest.approx(np.mean(constant))
+    hits = [mask.ravel()[rng.integers(64, size=20_000)].mean() for mask in truth[:4]]  # pointing at random pixels
+    assert found["pointing"].value == pytest.approx(np.mean(hits), abs=0.01)
+    scored = Scored({m: [s] * 3 for m, s in found.items()}, rows.id.to_numpy(), rows.id.to_numpy(), "simulated", "h")
+    key = f"{WHOLE_IMAGE}@grounding:image"
+    table = tables.mask_table({key: scored}, "grounding", "Grounding", {WHOLE_IMAGE: key})
+    cells = {row[0]: dict(zip(table["columns"][1:], row[1:], strict=True)) for row in table["rows"]}
+    assert cells["whole image"]["pointing game"] is None and cells["a random pixel"]["Dice"] is None
+    assert cells["a random pixel"]["pointing game"][0] == pytest.approx(found["pointing"].value)
