@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +107,46 @@ def test_the_funnel_counts_what_the_stages_counted():
     assert rows["S4", "reports accepted"] == 12 and rows["S7", "pairs"] == len(generate.synthetic(cfg))
     assert 0 <= rows["S7", "cosine to the nearest real training image, 95th percentile, synthetic"] <= 1
     assert {stage for stage, _ in rows} == {"A1", "A2", "A3", "A4", "S1", "S3", "S4", "S5", "S6", "S7"}
+
+
+# --- several processes ---
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return generate.synthetic(config(regime="synthetic"))
+
+
+def manifests(cache):
+    """What became of every request and every image, without what time it took."""
+    (file,) = Path(cache).glob("synth_medvlp/reports-*/manifest.jsonl")
+    lines = [line for f in Path(cache).glob("synth_medvlp/images-*/manifest-*.jsonl") for line in open(f)]
+    found = sorted((json.loads(line) for line in lines if '"item"' in line), key=lambda r: r["item"])
+    for record in found:
+        for tried in record["tries"]:
+            del tried["seconds"]
+    return file.read_text(), found
+
+
+def launched(cache, world, *launcher):
+    shown = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, f"--nproc_per_node={world}", "-m", "synth_medvlp.generate", *OPTIONS]
+    return subprocess.run(command, env=shown, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_two_processes_make_what_one_makes_and_share_the_work(alone, tmp_path):
+    done = launched(tmp_path, 2, "-m", "torch.distributed.run", "--standalone")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("pairs in") == 1, "the funnel is printed once"
+    (folder,) = tmp_path.glob("synth_medvlp/pairs-*")
+    verify(folder)
+    assert folder.name == generate.stage_folder_of(alone).name
+    for name in ("images.npy", "pairs.parquet"):
+        assert (folder / name).read_bytes() == (generate.stage_folder_of(alone) / name).read_bytes()
+    one = subprocess.run([sys.executable, "-m", "synth_medvlp.generate", *OPTIONS], capture_output=True, text=True,
+                         env=os.environ | {"CACHE_ROOT": str(tmp_path / "one")}, check=True, timeout=300)  # fmt: skip
+    assert manifests(tmp_path) == manifests(tmp_path / "one")
+    counted = [line for line in one.stdout.splitlines() if "seconds" not in line and "pairs in" not in line]
+    assert set(counted) <= set(done.stdout.splitlines())
+    assert len(list(tmp_path.glob("synth_medvlp/audit-*/answers-[01].jsonl"))) == 2
+    assert not list(tmp_path.glob("synth_medvlp/reports-*/share-*")), "shares are put together and removed"
