@@ -21,7 +21,9 @@ import yaml
 from huggingface_hub.errors import HTTPError
 
 from shared.chat import BadReply, Endpoint, as_done
+from shared.runs.evaluation import device
 from synth_medvlp.entities import ANATOMY, TYPES, Entity
+from synth_medvlp.journal import worker
 from synth_medvlp.lexicon import elements
 from synth_medvlp.sampler import Request
 
@@ -200,8 +202,9 @@ class LocalWriter:
             raise ValueError(f"writer.model={cfg.model!r} has no chat template; take an instruction-tuned model")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        gpu = torch.cuda.is_available()
-        place = {"device_map": "auto", "dtype": torch.bfloat16} if gpu else {"dtype": torch.float32}
+        place = {"dtype": torch.float32}
+        if torch.cuda.is_available():  # one process spreads the model over all GPUs; of several each has its own
+            place = {"dtype": torch.bfloat16, "device_map": "auto" if worker()[1] == 1 else {"": device()}}
         self.network = AutoModelForCausalLM.from_pretrained(source, **options, **place).eval()
         self.name = f"{cfg.model}@{_hash(shipped) if shipped.is_dir() else cfg.revision or 'main'}"
         self.prompt_version = _hash(PROMPT) if self.chat else "entities-1"

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from shared.runs.config import hash_of
+from shared.runs.evaluation import device
 
 SHIPPED = Path(__file__).parent / "weights" / "image"
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpmsolver": "DPMSolverMultistepScheduler"}
@@ -32,7 +33,7 @@ class ImageConfig:
     guidance: float = 3.0
     batch: int = 64
     dtype: str = "float32"  # float32 | bfloat16 | float16
-    device: str | None = None  # null = cuda where there is one, else cpu
+    device: str | None = None  # null = this process's GPU where there is one, else cpu
     seed: int = 0
     attempts: int = 5  # images per prompt before it is given up (R_img)
     check: bool = True  # False: the first image that shows anything is kept (ablation)
@@ -92,7 +93,7 @@ class Generator:
         if cfg.scheduler != "saved":
             kind = getattr(diffusers, SCHEDULERS[cfg.scheduler])
             pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
-        return pipeline.to(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return pipeline.to(cfg.device or device())
 
     @property
     def name(self) -> str:

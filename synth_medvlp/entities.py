@@ -34,7 +34,7 @@ class NerConfig:
     backend: str = "dictionary"  # dictionary | model
     model: str = "Angelakeke/RaTE-NER-Deberta"  # hub name or folder of a token classifier with IOB labels
     revision: str | None = None
-    device: str | None = None  # null = cuda where there is one, else cpu
+    device: str | None = None  # null = this process's GPU where there is one, else cpu
     batch: int = 64  # sentences at a time
     min_count: int = 1  # mentions that a string needs to enter the pool
 

@@ -43,6 +43,28 @@ def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) ->
     save(fig, path)
 
 
+def draw_tail(path: Path, found: Mapping[str, Mapping]) -> None:
+    """Entities of each type by rank: real against synthetic reports, both axes logarithmic.
+
+    found: type -> {"real", "synthetic": counts, most frequent first; "gini": of both} (`stage_evidence.tail`).
+    """
+    fig = Figure(figsize=(2.3 * len(found), 2.9), dpi=DPI, layout="constrained")
+    axes = fig.subplots(1, len(found), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, (kind, of) in zip(axes, found.items(), strict=True):
+        for k, side in enumerate(("real", "synthetic")):
+            counts = np.array([n for n in of[side] if n])
+            ax.plot(np.arange(1, len(counts) + 1), counts, color=CYCLE[k], marker=MARKERS[k], ms=2.5, lw=1, label=side)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_title(f"{kind}\nGini {of['gini']['real']:.2f} real, {of['gini']['synthetic']:.2f} synthetic", fontsize=7)
+        ax.set_xlabel("rank of the string", fontsize=7)
+        ax.tick_params(labelsize=6)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("times named", fontsize=7)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+    save(fig, path)
+
+
 def draw_pairs(path: Path, groups: Mapping[str, Sequence[tuple[np.ndarray, str]]]) -> None:
     """Contact sheet: one row per group, its images with their captions. groups: title -> (image uint8 [H, W], text)."""
     columns = max(len(cells) for cells in groups.values())

@@ -5,10 +5,12 @@
 
 Every stage is a function of the config and keeps its result in a folder of CACHE_ROOT named by all that it depends on:
 a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
-the reference asks for. Under `torchrun` or `accelerate launch` the images of S5 and S6 are shared among the processes.
+the reference asks for. Under `torchrun` or `accelerate launch` the processes share A2, A3 and S2 to S6, on one machine
+or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes.
 """
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from shared.locks import locked
 from shared.metrics.scorecard import dumps
 from shared.runs.config import cache_root, hash_of
 from synth_medvlp import packing
@@ -25,6 +28,7 @@ from synth_medvlp.datasets import mimic_cxr_jpg
 from synth_medvlp.diffusion import generator
 from synth_medvlp.entities import Pool, mine, ner
 from synth_medvlp.image_check import check_images
+from synth_medvlp.journal import worker
 from synth_medvlp.pairs import Pairs, read_pairs, write_pairs
 from synth_medvlp.real import frontal_pairs
 from synth_medvlp.sampler import OwnEntities, Sampler
@@ -40,7 +44,12 @@ def stage_folder(stage: str, *depends_on) -> Path:
 
 
 def keep_stats(folder: Path, stats: dict) -> dict:
-    (folder / "stats.json").write_text(dumps(stats))
+    """Of several processes the first one's, as times and replies are of one process."""
+    file = folder / "stats.json"
+    if worker()[0] == 0 or not file.exists():
+        whole = folder / f"stats.{os.getpid()}.tmp"
+        whole.write_text(dumps(stats))
+        whole.replace(file)
     return stats
 
 
@@ -51,7 +60,8 @@ def real(cfg: Config) -> Pairs:
     """A1: frontal images of the training part with their reports."""
     root, _ = tree(mimic_cxr_jpg.NAME, cfg.data.simulate)
     folder = stage_folder("real", root.name, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
-    pairs = frontal_pairs(root, folder, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
+    with locked(folder / "lock"):
+        pairs = frontal_pairs(root, folder, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
     keep_stats(folder, pairs.meta["made_from"]["stats"])
     return pairs
 
@@ -73,7 +83,8 @@ def audited(cfg: Config) -> Audit:
     """A2: six questions about each real image. A3: what looks like an image that A2 found bad."""
     pairs, a = real(cfg), cfg.audit
     folder = stage_folder("audit", pairs.sha256, asdict(a))
-    asked = screener(a, cfg.data.size_px, folder)
+    with locked(folder / "lock"):  # the laptop tier's is taught here
+        asked = screener(a, cfg.data.size_px, folder)
     bad, answers, screened = screen(pairs.images, asked, a.rule, folder)
     found = features(pairs.images, asked, folder)
     near, max_sim, expanded = near_bad(found, bad, a.threshold, a.share)
@@ -86,11 +97,12 @@ def entity_pool(cfg: Config) -> tuple[Pool, dict]:
     pairs, kept = real(cfg), ~audited(cfg).dropped
     folder = stage_folder("pool", pairs.sha256, hash_of(np.packbits(kept).tolist()), asdict(cfg.ner))
     file = folder / "pool.json"
-    if not file.exists():
-        texts = (pairs.table.findings + " " + pairs.table.impression)[kept].tolist()
-        pool, stats = mine(texts, ner(cfg.ner), cfg.ner.min_count)
-        keep_stats(folder, stats)
-        file.write_text(json.dumps(pool))
+    with locked(folder / "lock"):
+        if not file.exists():
+            texts = (pairs.table.findings + " " + pairs.table.impression)[kept].tolist()
+            pool, stats = mine(texts, ner(cfg.ner), cfg.ner.min_count)
+            keep_stats(folder, stats)
+            file.write_text(json.dumps(pool))
     pool = {kind: Counter(counts) for kind, counts in json.loads(file.read_text()).items()}
     return pool, json.loads((folder / "stats.json").read_text())
 
@@ -188,13 +200,14 @@ def _pack(cfg: Config, source: str, pictures: np.ndarray, drawn: list[dict], tab
     known = {"patient": table.id, "study": table.id, "view": "PA"}
     table = table.assign(**{k: v for k, v in known.items() if k not in table}, source=source)[kept]
     folder = stage_folder("pairs", source, hash_of(table.to_dict("list")), packing.fingerprint(pictures[kept]))
-    if (folder / "meta.json").exists():
-        return read_pairs(folder)
-    pairs = write_pairs(folder, np.ascontiguousarray(pictures[kept]), table, {"stage": "S7", "regime": cfg.data.regime})
-    pool, _ = entity_pool(cfg)
-    audit = audited(cfg)
-    stats = packing.statistics(pairs, real(cfg), pool, ner(cfg.ner), audit.screener)
-    keep_stats(folder, {"texts": len(drawn), "accepted": int(kept.sum())} | stats)
+    (pool, _), audit = entity_pool(cfg), audited(cfg)
+    with locked(folder / "lock"):
+        if (folder / "meta.json").exists() and (folder / "stats.json").exists():
+            return read_pairs(folder)
+        made = {"stage": "S7", "regime": cfg.data.regime}
+        pairs = write_pairs(folder, np.ascontiguousarray(pictures[kept]), table, made)
+        stats = packing.statistics(pairs, real(cfg), pool, ner(cfg.ner), audit.screener)
+        keep_stats(folder, {"texts": len(drawn), "accepted": int(kept.sum())} | stats)
     return pairs
 
 
@@ -217,6 +230,8 @@ def stage_folder_of(pairs: Pairs) -> Path:
 def main(args: list[str] | None = None) -> None:
     cfg = parse(args)
     pairs = synthetic(cfg)
+    if worker()[0]:
+        return
     for stage, what, number in funnel(cfg):
         print(f"{stage:>3}  {what:<60} {number}")
     print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")

@@ -2,7 +2,8 @@
 
 Each image must show something, pass the six questions that the real images were asked, and not look like a bad real
 one. All that is known of an item stands in one line of manifest-<worker>.jsonl; its last image, of rejected items too,
-in images-<worker>-<chunk>.npy. Earlier ones follow from their seeds.
+in images-<chunk>.npy. Earlier ones follow from their seeds. Workers share chunks, not items: an image is drawn in the
+same batch whoever draws it, so that not a grey level depends on their number.
 """
 
 from collections import Counter
@@ -45,11 +46,11 @@ def check_images(prompts: Sequence[str], seeds: Sequence[int], generator: Made, 
                 "threshold": threshold, "screener": screener.identity if screener else None,
                 "bad": sha256(bad_features.tobytes()).hexdigest()[:16]}  # fmt: skip
     journal = Journal(folder, "manifest", identity)
-    known, own = journal.done(), journal.mine(len(prompts))
+    known = journal.done()
     check = _Check(generator, screener, bad_features, cfg, rule, threshold)
-    for number, first in enumerate(range(0, len(own), cfg.batch)):
-        items = own[first : first + cfg.batch]
-        name = f"images-{journal.rank}-{number:06d}.npy"
+    for chunk in journal.mine(-(-len(prompts) // cfg.batch)):
+        items = range(chunk * cfg.batch, min((chunk + 1) * cfg.batch, len(prompts)))
+        name = f"images-{chunk:06d}.npy"
         if all(i in known for i in items):
             continue
         images, records = check.chunk([prompts[i] for i in items], [seeds[i] for i in items])

@@ -1,7 +1,8 @@
 """What is done of a long stage, line by line on disk, so that a killed one goes on; and who does what of it.
 
 Under `torchrun` or `accelerate launch` item i belongs to worker i % WORLD_SIZE; all workers read all journals of the
-(shared) folder, so each ends with the whole result. Redone items come out the same, so a line may stand twice.
+(shared) folder, so each ends with the whole result. Redone items come out the same, so a line may stand twice, and what
+some workers left unfinished another number of them ends.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-_POLL_S = 0.5
+POLL_S = 0.5
 
 
 def worker() -> tuple[int, int]:
@@ -27,7 +28,7 @@ class Journal:
         self.folder, self.name = Path(folder), name
         self.rank, self.world = worker()
         self.path = self.folder / f"{name}-{self.rank}.jsonl"
-        self.identity = identity | {"workers": self.world}
+        self.identity = identity
         self.folder.mkdir(parents=True, exist_ok=True)
         _drop_cut_line(self.path)
         if not self.path.exists() or not self.path.stat().st_size:
@@ -52,10 +53,11 @@ class Journal:
             found = self.done()
             if all(i in found for i in range(n)):
                 return [found[i] for i in range(n)]
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def _check(self, path: Path) -> None:
-        found = _lines(path)[0].get("identity")
+        found = _lines(path)[0].get("identity", {})
+        found.pop("workers", None)  # older journals say how many there were
         if found != json.loads(json.dumps(self.identity)):
             raise ValueError(f"{path} holds work of other settings ({found}); remove the folder or give another")
 

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from shared.chat import BadReply, Endpoint, EndpointError, words
+from shared.runs.evaluation import device
 from synth_medvlp.screening import NO, QUESTIONS, UNREAD, YES, AuditConfig
 
 API_KEY = "SCREEN_API_KEY"  # environment variable, so that no key stands in a config
@@ -128,7 +129,7 @@ class Encoder:
 
 
 def _device(cfg: AuditConfig) -> str:
-    return cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return cfg.device or str(device())
 
 
 def _picture(image: np.ndarray):
@@ -152,7 +153,14 @@ class _Local:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.cfg, self.device = cfg, _device(cfg)
-        self.processor = AutoProcessor.from_pretrained(cfg.model, revision=cfg.revision)
+        try:
+            self.processor = AutoProcessor.from_pretrained(cfg.model, revision=cfg.revision, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:  # processors of some models need torchvision
+            raise ValueError(
+                f"audit.model={cfg.model!r} is no model that transformers loads by itself; take one that it does (of "
+                "InternVL those whose names end in -hf), or serve this one with vLLM: --audit.screener endpoint "
+                f"--audit.base_url ({error})"
+            ) from error
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"audit.model={cfg.model!r} has no chat template; take an instruction-tuned model")
         self.processor.tokenizer.padding_side = "left"

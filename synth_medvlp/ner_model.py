@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import torch
 
+from shared.runs.evaluation import device as own_device
 from synth_medvlp.lexicon import TYPES, Mention, sentences
 
 MAX_TOKENS = 512
 
 
 class ModelNer:
-    """model: hub name or folder of an `AutoModelForTokenClassification`; device: null = cuda where there is one.
+    """model: hub name or folder of an `AutoModelForTokenClassification`; device: null = this process's GPU where there
+    is one.
 
     Raises ValueError where its labels are not O, B-TYPE and I-TYPE of the five types. `truncated` counts sentences
     longer than the model reads.
@@ -25,7 +27,7 @@ class ModelNer:
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         options = {"revision": revision or "main"}
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or str(own_device())
         self.tokenizer = AutoTokenizer.from_pretrained(model, **options)
         if not self.tokenizer.is_fast:
             raise ValueError(f"ner.model={model!r} has no fast tokenizer; character spans need one")

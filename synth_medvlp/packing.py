@@ -60,6 +60,12 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(np.quantile(values, q)) for q in (0.05, 0.5, 0.95, 0.99)}
 
 
+# Keys of the writer's statistics -> what they are called.
+_WRITTEN = {
+    "prompts": "prompts", "tokens_in": "tokens in", "tokens_out": "tokens out", "mean_attempts": "attempts, mean"
+}  # fmt: skip
+
+
 def _common(attempts: list[dict]) -> list[dict]:
     """The first attempts, as long as one in twenty of the texts gets there."""
     return [tried for tried in attempts if 20 * tried["n"] >= attempts[0]["n"]]
@@ -67,27 +73,63 @@ def _common(attempts: list[dict]) -> list[dict]:
 
 def funnel_rows(a1: dict, audit: dict, a4: dict, text: dict, image: dict, s7: dict) -> list[list]:
     """(stage, what, number) from the statistics of the stages; shares name what they are shares of."""
+    return [*_real_rows(a1, audit, a4), *_text_rows(text), *_image_rows(image, s7)]
+
+
+def _real_rows(a1: dict, audit: dict, a4: dict) -> list[list]:
+    """A1 to A4."""
+    a2, a3, types = audit["A2"], audit["A3"], a4["types"]
     rows: list[list] = [
         ["A1", "images of the training hospital", a1["images"]],
         ["A1", "frontal pairs kept", a1["pairs"]],
     ]
     rows += [["A1", f"left out: {reason}", n] for reason, n in a1["dropped"].items() if n]
-    rows += [["A2", f"dropped by rule {audit['A2']['rule']}", audit["A2"]["dropped"]]]
-    rows += [["A2", f"would be dropped by {rule}", n] for rule, n in audit["A2"]["bad_by_rule"].items()]
-    rows += [["A3", f"dropped, cosine above {audit['A3']['threshold']:.3f} to a bad image", audit["A3"]["dropped"]]]
-    rows += [["A4", f"distinct strings, {kind}", of["unique"]] for kind, of in a4["types"].items()]
+    rows += [["A2", f"dropped by rule {a2['rule']}", a2["dropped"]]]
+    rows += [["A2", f"would be dropped by {rule}", n] for rule, n in a2["bad_by_rule"].items()]
+    rows += [["A2", f"share of YES, {question}", rate] for question, rate in a2["yes_rate"].items()]
+    rows += [["A3", f"dropped, cosine above {a3['threshold']:.3f} to a bad image", a3["dropped"]]]
+    rows += [["A4", f"distinct strings, {kind}", of["unique"]] for kind, of in types.items()]
+    for n in (10, 100):
+        what = f"share of the mentions that the {n} most frequent strings make up"
+        rows += [["A4", f"{what}, {kind}", of["coverage"][str(n)]] for kind, of in types.items() if of["unique"] > n]
+    rows += [["A4", f"strings with one mention, {kind}", of["singletons"]] for kind, of in types.items()]
+    return [*rows, ["A4", "strings found under several types", a4["of_several_types"]]]
+
+
+def _text_rows(text: dict) -> list[list]:
+    """S1 to S4."""
     s1 = text["sampler"]
-    rows += [
+    rows: list[list] = [
         ["S1", "requests drawn", s1["drawn"]],
         ["S1", "requests with a contradictory pair", s1["contradictory_requests"]],
+        ["S1", "draws refused as the request has the string already", s1["duplicate_rejections"]],
+        ["S1", "draws that fell back to another type", sum(s1["fallback_draws"].values())],
     ]
+    rows += [["S1", f"draws that fell back from {kind}", n] for kind, n in s1["fallback_draws"].items()]
+    rows += [["S1", f"strings used up, {kind}", n] for kind, n in s1["exhausted_strings"].items() if n]
+    gone = ", ".join(s1["exhausted_types"]) or "none"
+    rows += [["S1", f"types used up: {gone}", len(s1["exhausted_types"])]]
     rows += [["S1", f"Gini of use, {kind} (real {s1['gini_real'][kind]:.2f})", s1["gini"][kind]] for kind in CLINICAL]
-    for stage, name in (("findings", "S3"), ("impression", "S4")):
-        for number, tried in enumerate(_common(text[stage]["pass_rate_by_attempt"]), 1):
-            what = f"{stage.upper()} at attempt {number}: {tried['n']} texts, share that passes"
+    for stage, wrote, name in (("findings", "S2", "S3"), ("impression", "S4", "S4")):
+        of, title = text[stage], stage.upper()
+        rows += [[wrote, f"{title}: {what}", of[key]] for key, what in _WRITTEN.items()]
+        rows += [[wrote, f"{title}: unusable, {error}", n] for error, n in of["errors"].items() if n]
+        for number, tried in enumerate(_common(of["pass_rate_by_attempt"]), 1):
+            what = f"{title} at attempt {number}: {tried['n']} texts, share that passes"
             rows += [[name, f"{what}, {rule}", tried[rule]] for rule in RULES]
+        rows += [[name, f"{title}: {side}, {kind}", n] for side in ("missing", "extra")
+                 for kind, n in of[side]["per_type"].items() if n]  # fmt: skip
+        rows += [[name, f"{title}: type flips, {flip}", n] for flip, n in list(of["type_flips"].items())[:5]]
+    rows += [["S4", "share of IMPRESSIONs longer than the image model reads", text["impression"]["over_prompt_tokens"]]]
+    rows += [["S4", "FINDINGS written anew as no IMPRESSION passed", text["sent_back"]]]
     rows += [["S4", "reports accepted", text["accepted"]]]
-    rows += [["S4", f"requests rejected: {reason}", n] for reason, n in text["rejected"].items()]
+    rows += [["S4", "seconds per accepted report", text["seconds_per_report"]]]
+    return rows + [["S4", f"requests rejected: {reason}", n] for reason, n in text["rejected"].items()]
+
+
+def _image_rows(image: dict, s7: dict) -> list[list]:
+    """S5 to S7."""
+    rows: list[list] = []
     made, check = image["S5"], image["S6"]
     rows += [["S5", "images drawn", made["made"]], ["S5", "seconds per image", made["seconds_per_image"]]]
     rows += [["S5", "prompts cut at the text encoder's limit", made["prompts_truncated"]]]
@@ -95,6 +137,7 @@ def funnel_rows(a1: dict, audit: dict, a4: dict, text: dict, image: dict, s7: di
         rows.append(
             ["S6", f"images that pass at attempt {attempt['attempt']}, of {attempt['images']}", attempt["rate"]]
         )
+    rows += [["S6", f"share of YES, {name}", rate] for name, rate in check["answers"]["yes_rate"].items()]
     rows += [["S6", f"failed on {name}", n] for name, n in check["failed_questions"].items() if n]
     rows += [["S6", "failed by similarity to a bad image", check["failed_similarity"]]]
     rows += [["S6", "prompts rejected for good", check["rejected"]]]

@@ -25,6 +25,7 @@ from synth_medvlp.inputs import Input
 from synth_medvlp.prompts import prompts_of
 from synth_medvlp.scoring import RANDOM_PIXEL, WHOLE_IMAGE
 from synth_medvlp.screening import NO, QUESTIONS
+from synth_medvlp.stage_evidence import audit_scores, tail
 
 REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synthetic": "mix"}
 METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
@@ -237,6 +238,18 @@ def funnel_table(cfg: Config) -> dict:
     }
 
 
+def audit_table(cfg: Config) -> dict:
+    """What the audit finds of the defects that the simulator made, as `keep_funnel` left it."""
+    file = folder(cfg) / "audit.json"
+    return {
+        "id": "audit",
+        "title": "The audit against the simulator's truth (recall: of the images; precision: of all that were dropped, "
+        "or answered NO)",
+        "columns": ["what", "images", "found", "recall", "precision"],
+        "rows": json.loads(file.read_text()) if file.exists() else [],
+    }
+
+
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     ground = {label: f"ground-{n}@grounding:image" for label, n in REGIMES.items()}
     ground |= {f"GLoRIA, {label}": f"gloria-ground-gloria-{n}@grounding:image" for label, n in REGIMES.items()}
@@ -256,7 +269,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     found += [mask_table(scored, "grounding", "Zero-shot grounding", ground)]
     found += [tuned_table(scored, facts, "linear", "A linear layer on the frozen encoder, AUROC")]
     found += [tuned_table(scored, facts, "finetune", "Fine-tuned classification, AUROC")]
-    found += [mask_table(scored, "segment", "Segmentation", segment), funnel_table(cfg)]
+    found += [mask_table(scored, "segment", "Segmentation", segment), funnel_table(cfg), audit_table(cfg)]
     found.append(protocol_table(cfg, facts, REGIMES))
     found.append(run_table(facts, pairs="n_train"))
     return [table for table in found if table["rows"]]
@@ -278,10 +291,13 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         draw_claims(out / "claims.png", card)
     if all(f"{name}@image" in scored for name in REGIMES.values()):
         figures.draw_classes(out / "classes.png", per_class(cfg, facts, [*REGIMES.values()]), REGIMES)
+    if (out / "tail.json").exists():
+        figures.draw_tail(out / "tail.png", json.loads((out / "tail.json").read_text()))
     captions = {
         "claims.png": "Claims measured at this tier.",
         "classes.png": "AUROC of every headline class against how often real training reports state its finding; "
         "hollow: classes whose own name stands in none.",
+        "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
         "maps.png": "Zero-shot maps of the three regimes on test images with a box or mask (outlined).",
         "loss.png": "Training loss.",
@@ -293,12 +309,14 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
 
 
 def keep_funnel(cfg: Config, experiments: list[str]) -> None:
-    """Counts of every stage of this tier's generation, and the share of real reports that state each class."""
+    """Counts of every stage of this tier's generation, the tail of entities, the audit against what the simulator made,
+    and the share of real reports that state each class."""
     if "synthetic" not in experiments:
         return
     run = run_folders(cfg, "synthetic", cfg.reproduce.seeds[0])[0]
     run_cfg = parse(["--config", str(run / "config.yaml")])
-    (folder(cfg) / "funnel.json").write_text(dumps(funnel(run_cfg)))
+    for name, made in {"funnel": funnel, "tail": tail, "audit": audit_scores}.items():
+        (folder(cfg) / f"{name}.json").write_text(dumps(made(run_cfg)))
     classes = [c for task in json.loads((run / "metrics.json").read_text())["classes"].values() for c in task]
     (folder(cfg) / "frequency.json").write_text(dumps(stated(run_cfg, sorted(set(classes)))))
 

@@ -3,6 +3,8 @@
 A text is accepted where the entities found in it are those asked for, by one of three rules; else it is written again
 with what was missing or too much, up to a number of attempts. A FINDINGS whose IMPRESSION never passes is written anew.
 Requests go in batches; a finished batch stands in manifest.jsonl, rejected requests too, and is never written again.
+Under `torchrun` or `accelerate launch` the workers share each batch: the sampler, which needs to know what became of a
+batch before it draws the next, is replayed by all of them; the first one puts the shares together.
 """
 
 import json
@@ -20,6 +22,7 @@ from rich.progress import Progress
 
 from synth_medvlp.backends import ERRORS, Feedback, Reply, Writer, make
 from synth_medvlp.entities import CLINICAL, RULES, TYPES, Mention, Ner, entities, match
+from synth_medvlp.journal import POLL_S, worker
 from synth_medvlp.sampler import Request, Sampler
 
 __all__ = ["Writer", "WriterConfig", "make", "write_reports"]
@@ -138,8 +141,9 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
     """n accepted reports for requests of a fresh sampler -> (all records, by id; statistics of S1 to S4).
 
     Records are kept in folder/manifest.jsonl batch by batch; a run that was killed goes on there and ends with the same
-    records. Fewer than n are made where the sampler has no strings left or too many requests are rejected;
-    stats["stopped"] says so. Raises ValueError where the folder holds reports of other settings.
+    records, also with other workers at its side: all return all records. Fewer than n are made where the sampler has no
+    strings left or too many requests are rejected; stats["stopped"] says so. Raises ValueError where the folder holds
+    reports of other settings.
     """
     if cfg.rule not in RULES:
         raise ValueError(f"writer.rule={cfg.rule!r}: one of {', '.join(RULES)}")
@@ -158,7 +162,7 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
             lines = known[len(records) : len(records) + len(requests)]
             if len(lines) < len(requests):
                 known = []
-                lines = _write(path, size, requests, writer, ner, cfg, count)
+                lines = _batch(path, size, requests, lambda some: write_batch(some, writer, ner, cfg, count))
             batch = [json.loads(line) for line in lines]
             size += sum(len(line) for line in lines)
             for request, record in zip(requests, batch, strict=True):
@@ -179,10 +183,27 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
 # --- on disk ---
 
 
-def _write(path: Path, size: int, requests, writer: Writer, ner: Ner, cfg: WriterConfig, count) -> list[bytes]:
-    start = time.perf_counter()
-    batch = write_batch(requests, writer, ner, cfg, count)
-    lines = [json.dumps(record).encode() + b"\n" for record in batch]
+def _batch(path: Path, size: int, requests: Sequence[Request], write: Callable[..., list[dict]]) -> list[bytes]:
+    """Lines of the manifest from byte `size` on: what the workers wrote for these requests, in their order.
+
+    A worker's share stands in a file of its own until the first worker, which alone writes the manifest, took it over.
+    """
+    start, (rank, world) = time.perf_counter(), worker()
+    shares = [path.parent / f"share-{requests[0].id}-{requests[-1].id}-{i}of{world}.jsonl" for i in range(1, world)]
+    if rank:
+        share = shares[rank - 1]
+        if not share.exists():  # left by a run that was killed
+            share.with_suffix(".tmp").write_bytes(_lines(write(requests[rank::world])))
+            share.with_suffix(".tmp").replace(share)
+        while len(lines := _read(path, size)) < len(requests):
+            time.sleep(POLL_S)
+        return lines[: len(requests)]
+    lines = [b""] * len(requests)
+    lines[::world] = _lines(write(requests[::world])).splitlines(True)
+    for i, share in enumerate(shares, 1):
+        while not share.exists():
+            time.sleep(POLL_S)
+        lines[i::world] = _read(share)
     with path.open("ab") as manifest:
         manifest.truncate(size)  # what a kill left of a batch
         manifest.write(b"".join(lines))
@@ -190,12 +211,22 @@ def _write(path: Path, size: int, requests, writer: Writer, ner: Ner, cfg: Write
         os.fsync(manifest.fileno())
     with (path.parent / "seconds.txt").open("a") as spent:
         spent.write(f"{time.perf_counter() - start:.3f}\n")
+    for share in shares:
+        share.unlink()
     return lines
 
 
-def _read(path: Path) -> list[bytes]:
-    """Whole lines of the manifest."""
-    return [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")] if path.exists() else []
+def _lines(records: list[dict]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _read(path: Path, start: int = 0) -> list[bytes]:
+    """Whole lines from byte `start` on."""
+    if not path.exists():
+        return []
+    with path.open("rb") as stream:
+        stream.seek(start)
+        return [line for line in stream.read().splitlines(True) if line.endswith(b"\n")]
 
 
 def _seconds(folder: Path) -> float:
@@ -213,7 +244,9 @@ def _identity(sampler: Sampler, writer: Writer, cfg: WriterConfig) -> dict:
 def _claim(folder: Path, identity: dict) -> None:
     path = folder / "writer.json"
     if not path.exists():
-        path.write_text(json.dumps(identity, indent=1) + "\n")
+        whole = path.with_suffix(f".{worker()[0]}.tmp")
+        whole.write_text(json.dumps(identity, indent=1) + "\n")
+        whole.replace(path)
     elif (there := json.loads(path.read_text())) != identity:
         differ = [key for key in identity if there.get(key) != identity[key]]
         raise ValueError(f"{folder} holds reports of other settings ({', '.join(differ)}); remove it or take another")

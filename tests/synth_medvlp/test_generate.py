@@ -2,14 +2,21 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from synth_medvlp import generate
+from synth_medvlp import figures, generate
 from synth_medvlp.config import parse
+from synth_medvlp.entities import gini
 from synth_medvlp.pairs import verify
 from synth_medvlp.prep import prepare
+from synth_medvlp.screening import NO, QUESTIONS, YES
+from synth_medvlp.stage_evidence import audit_scores, scores, tail
 
 OPTIONS = ("--config", "synth_medvlp/configs/smoke.yaml", "--writer.backend=template", "--image.checkpoint=oracle",
            "--data.n_synthetic=12", "--data.simulate.n_patients=40")  # fmt: skip
@@ -105,4 +112,90 @@ def test_the_funnel_counts_what_the_stages_counted():
     assert rows["A1", "frontal pairs kept"] == len(generate.real(cfg))
     assert rows["S4", "reports accepted"] == 12 and rows["S7", "pairs"] == len(generate.synthetic(cfg))
     assert 0 <= rows["S7", "cosine to the nearest real training image, 95th percentile, synthetic"] <= 1
-    assert {stage for stage, _ in rows} == {"A1", "A2", "A3", "A4", "S1", "S3", "S4", "S5", "S6", "S7"}
+    assert {stage for stage, _ in rows} == {"A1", "A2", "A3", "A4", "S1", "S2", "S3", "S4", "S5", "S6", "S7"}
+    _, text = generate.reports(cfg)
+    s1 = text["sampler"]
+    assert rows["S1", "draws that fell back to another type"] == sum(s1["fallback_draws"].values())
+    assert any(what.startswith("types used up") and n == len(s1["exhausted_types"]) for (_, what), n in rows.items())
+    assert rows["S2", "FINDINGS: prompts"] == text["findings"]["prompts"] >= 12
+    assert rows["S4", "seconds per accepted report"] == text["seconds_per_report"]
+    for question, rate in generate.audited(cfg).stats["A2"]["yes_rate"].items():
+        assert rows["A2", f"share of YES, {question}"] == rate
+
+
+def test_the_tail_is_that_of_the_pool_and_of_the_packed_reports(tmp_path):
+    cfg = config(regime="synthetic")
+    (pool, _), found = generate.entity_pool(cfg), tail(cfg)
+    assert set(found) == set(pool)
+    for kind, of in found.items():
+        assert [n for n in of["real"] if n] == sorted(pool[kind].values(), reverse=True)
+        assert of["synthetic"] == sorted(of["synthetic"], reverse=True) and max(of["synthetic"]) <= 12
+        assert of["gini"] == {side: gini(of[side]) for side in ("real", "synthetic")}
+    accepted = generate.synthetic(cfg).table
+    asked = {tuple(e) for row in accepted.clinical for e in json.loads(row)}
+    assert sum(n > 0 for of in found.values() for n in of["synthetic"]) >= len(asked)
+    figures.draw_tail(tmp_path / "tail.png", json.loads(json.dumps(found)))
+    assert (tmp_path / "tail.png").stat().st_size > 5000
+
+
+def test_the_audit_is_scored_by_what_the_simulator_made():
+    defects = ["", "", "non_frontal", "unreadable:blank", "unreadable:turned", "mismatched_report"]
+    answers = np.full((6, 6), YES)
+    answers[0, 3] = answers[3] = NO  # a wrong NO to quality; a right one to everything
+    bad = np.array([1, 0, 0, 1, 0, 0], bool)
+    rows = {row[0]: row[1:] for row in scores(defects, answers, bad | (np.arange(6) == 5), bad)}
+    assert rows["dropped by A2: unreadable"] == [2, 1, 1 / 2, 1 / 2]
+    assert rows["dropped by A2: non frontal"] == [1, 0, 0.0, 0.0]
+    assert rows["dropped by A2: wrong body part"] == [0, 0, None, 0.0]
+    assert rows["dropped by A2: any defect of the image"] == [3, 1, 1 / 3, 1 / 2]
+    assert rows["dropped by A2 or A3: mismatched report"] == [1, 1, 1.0, 1 / 3]
+    assert rows["NO to quality"] == [1, 1, 1.0, 1 / 2] and rows["NO to clean"] == [2, 1, 1 / 2, 1.0]
+    assert len(rows) == 10 + len(QUESTIONS)
+    found = {row[0]: row for row in audit_scores(config())}
+    truth = sum(found[f"dropped by A2: {d}"][1] for d in ("non frontal", "wrong body part", "unreadable"))
+    assert set(found) == set(rows) and found["dropped by A2: any defect of the image"][1] == truth > 0
+    assert audit_scores(dataclasses.replace(
+        config(), data=dataclasses.replace(config().data, simulate=None))) == []  # fmt: skip
+
+
+# --- several processes ---
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return generate.synthetic(config(regime="synthetic"))
+
+
+def manifests(cache):
+    """What became of every request and every image, without what time it took."""
+    (file,) = Path(cache).glob("synth_medvlp/reports-*/manifest.jsonl")
+    lines = [line for f in Path(cache).glob("synth_medvlp/images-*/manifest-*.jsonl") for line in open(f)]
+    found = sorted((json.loads(line) for line in lines if '"item"' in line), key=lambda r: r["item"])
+    for record in found:
+        for tried in record["tries"]:
+            del tried["seconds"]
+    return file.read_text(), found
+
+
+def launched(cache, world, *launcher):
+    shown = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, f"--nproc_per_node={world}", "-m", "synth_medvlp.generate", *OPTIONS]
+    return subprocess.run(command, env=shown, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_two_processes_make_what_one_makes_and_share_the_work(alone, tmp_path):
+    done = launched(tmp_path, 2, "-m", "torch.distributed.run", "--standalone")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("pairs in") == 1, "the funnel is printed once"
+    (folder,) = tmp_path.glob("synth_medvlp/pairs-*")
+    verify(folder)
+    assert folder.name == generate.stage_folder_of(alone).name
+    for name in ("images.npy", "pairs.parquet"):
+        assert (folder / name).read_bytes() == (generate.stage_folder_of(alone) / name).read_bytes()
+    one = subprocess.run([sys.executable, "-m", "synth_medvlp.generate", *OPTIONS], capture_output=True, text=True,
+                         env=os.environ | {"CACHE_ROOT": str(tmp_path / "one")}, check=True, timeout=300)  # fmt: skip
+    assert manifests(tmp_path) == manifests(tmp_path / "one")
+    counted = [line for line in one.stdout.splitlines() if "seconds" not in line and "pairs in" not in line]
+    assert set(counted) <= set(done.stdout.splitlines())
+    assert len(list(tmp_path.glob("synth_medvlp/audit-*/answers-[01].jsonl"))) == 2
+    assert not list(tmp_path.glob("synth_medvlp/reports-*/share-*")), "shares are put together and removed"

@@ -102,4 +102,13 @@ def test_workers_share_the_prompts(tmp_path, monkeypatch):
         (images, records, _), painter = results[rank]
         assert (images == whole[0]).all()
         assert [r["image_seed"] for r in records] == [r["image_seed"] for r in whole[1]]
-        assert {prompt for call in painter.calls for prompt, _ in call} == set(PROMPTS[rank::2])
+        of_rank = {prompt for i, prompt in enumerate(PROMPTS) if i // CFG.batch % 2 == rank}
+        assert {prompt for call in painter.calls for prompt, _ in call} == of_rank
+    painter = Painter()  # one process reads what two have made
+    place.rank = 0
+    monkeypatch.setitem(image_check.Journal.__init__.__globals__, "worker", lambda: (0, 1))
+    assert (check_images(PROMPTS, SEEDS, painter, Judge(), BAD, CFG, tmp_path / "two")[0] == whole[0]).all()
+    assert not painter.calls
+    (tmp_path / "two" / "manifest-1.jsonl").unlink()  # and ends what another process left out
+    assert (check_images(PROMPTS, SEEDS, painter, Judge(), BAD, CFG, tmp_path / "two")[0] == whole[0]).all()
+    assert {prompt for call in painter.calls for prompt, _ in call} == {p for i, p in enumerate(PROMPTS) if i // 8 % 2}

@@ -206,3 +206,42 @@ def test_a_local_model_answers_and_what_it_babbles_is_unread(tmp_path, monkeypat
     assert together == alone  # left padding
     monkeypatch.setattr(asked, "ask", lambda images, earlier: ["YES NO YES YES YES YES"] * len(images))
     assert asked.answers(images).tolist() == [[1, 0, 1, 1, 1, 1]] * 3
+
+
+def test_a_repository_with_code_of_its_own_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "internvl_chat", "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}}'
+    )
+    cfg = AuditConfig(screener="mllm", model=str(tmp_path), encoder="none")
+    with pytest.raises(ValueError, match=r"audit\.screener endpoint"):
+        screener(cfg, 16)
+
+
+def test_of_internvl_transformers_knows_its_own_format_only(tmp_path):
+    from transformers import (
+        AutoModelForImageTextToText,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )  # fmt: skip
+
+    torch.manual_seed(0)
+    vision = InternVLVisionConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                                  image_size=[28, 28], patch_size=[14, 14])  # fmt: skip
+    text = Qwen2Config(vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                       num_key_value_heads=2, pad_token_id=0, eos_token_id=1)  # fmt: skip
+    config = InternVLConfig(vision_config=vision, text_config=text, image_seq_length=1, image_token_id=19)
+    InternVLForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    asked = {"input_ids": torch.tensor([[5, 19, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    out = model.generate(pixel_values=torch.rand(1, 3, 28, 28), max_new_tokens=2, do_sample=False, **asked)
+    assert isinstance(model, InternVLForConditionalGeneration) and 4 <= out.shape[1] <= 5
+
+
+def test_the_paper_tier_asks_a_server():
+    from synth_medvlp.config import parse
+
+    cfg = parse(["--config", "synth_medvlp/configs/paper.yaml"])
+    assert screener(cfg.audit, cfg.data.size_px).identity["screener"] == "endpoint"
+    assert cfg.writer.backend == "endpoint" and cfg.writer.base_url != cfg.audit.base_url

@@ -141,7 +141,7 @@ def test_workers_share_the_items_and_each_gets_all(tmp_path, monkeypatch):
 
     images, place, results = _images(130), threading.local(), {}
     monkeypatch.setattr(journal, "worker", lambda: (place.rank, 3))
-    monkeypatch.setattr(journal, "_POLL_S", 0.01)
+    monkeypatch.setattr(journal, "POLL_S", 0.01)
 
     def run(rank):
         place.rank = rank

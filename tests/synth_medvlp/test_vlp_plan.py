@@ -206,13 +206,13 @@ def test_the_paper_config_is_planned_without_network(capsys, monkeypatch, one):
     plan.main(["--config", "synth_medvlp/configs/paper.yaml", "--global_batch", "8", "--text_tokens", "8"])
     out = capsys.readouterr().out
     assert "23.5M" in out and "107.7M" in out and "on 8 GPUs (A100 / H100), batch 8" in out
-    assert "GLoRIA, 299 px" in out and "100,000" in out and "S5 images, float32" in out and "MIMIC-CXR-JPG 565.7" in out
+    assert "GLoRIA, 299 px" in out and "333,000" in out and "S5 images, float32" in out and "MIMIC-CXR-JPG 565.7" in out
 
 
 def test_settings_come_from_the_run_config():
     found = plan.from_run_config("synth_medvlp/configs/paper.yaml")
-    assert found["model.image.name"] == "microsoft/resnet-50" and found["global_batch"] == 104
-    assert (found["sampler.k"], found["image.steps"], found["writer.attempts"], found["size_px"]) == (9, 75, 5, 256)
+    assert found["model.image.name"] == "microsoft/resnet-50" and found["global_batch"] == 32
+    assert (found["sampler.k"], found["image.steps"], found["writer.attempts"], found["size_px"]) == (9, 75, 5, 224)
 
 
 def test_unknown_options_are_errors(capsys):
