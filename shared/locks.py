@@ -3,20 +3,51 @@
 import fcntl
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+_HELD: set = set()  # lock files of this process
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, made where it is absent; the file stays."""
+    """Hold an exclusive lock on a file, made where it is absent; the file stays. A worker that is forked meanwhile does
+    not hold it, and ends with this process: after a kill -9 of it the lock is free and nobody else writes."""
     with Path(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        _HELD.add(lock)
+        try:
+            yield
+        finally:
+            _HELD.discard(lock)
+
+
+def _in_a_forked_worker() -> None:
+    def end_with(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if _HELD:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    for lock in _HELD:
+        os.close(lock.fileno())
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_forked_worker)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a kill leaves no half of it, and a reader meanwhile sees the old one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def entries(path: Path, read: Callable[[dict], T], what: str) -> list[T]:

@@ -1,0 +1,93 @@
+"""One table of broken inputs and what each loader says of it: `python -m tests.faults`.
+
+The inputs are those of the loaders' own tests (tests/shared/test_*_broken*.py, tests/synth_medvlp/test_cxr_broken.py).
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path += [str(Path(__file__).parent / folder) for folder in ("shared", "synth_medvlp")]
+
+import test_ct_broken as ct
+import test_cxr_broken as cxr
+import test_ecg_broken_files as ecg
+from ct_files import thorax, write_dicom, write_nifti
+from ecg_files import write_wfdb
+
+from shared.ct.volume import CtReadError, CtVolume
+from shared.ecg.record import EcgReadError
+from synth_medvlp.record import CxrReadError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A broken input. expected: the reason that its test demands; reason, said: what the loader raised."""
+
+    loader: str
+    broken: str
+    expected: str
+    reason: str
+    said: str
+
+
+def _fault(loader: str, broken: str, expected: str, read: Callable[[], object]) -> Fault:
+    try:
+        read()
+    except (EcgReadError, CtReadError, CxrReadError) as error:
+        return Fault(loader, broken, expected, error.reason, error.detail)
+    return Fault(loader, broken, expected, "nothing", "read without an error")
+
+
+def faults(folder: Path) -> Iterator[Fault]:
+    """Each input is written below the folder, which is empty, and read."""
+    places = (folder / f"{number}" for number in range(10**6))
+
+    def edited(path: Path, edit: Callable | None) -> Path:
+        if edit:
+            edit(path)
+        return path
+
+    for name, (arguments, edit, reason, _) in ecg.BROKEN.items():
+        path = edited(write_wfdb(next(places) / "r", **arguments), edit)
+        yield _fault("ECG, WFDB", name, reason, lambda p=path: ecg.read_signal(p, 500))
+    for name, (arguments, edit, reason, _) in ct.BROKEN.items():
+        place = next(places)
+        place.mkdir()
+        path = edited(write_nifti(place / "v.nii.gz", **{"hu": thorax()} | arguments), edit)
+        yield _fault("CT, NIfTI", name, reason, lambda p=path: ct.read_nifti(p))
+    for name, (change, edit, reason, _) in ct.SERIES.items():
+        path = edited(write_dicom(next(places), thorax()[:12], change=change or (lambda k, tags: None)), edit)
+        yield _fault("CT, DICOM", name, reason, lambda p=path: ct.read_dicom(p))
+    for name, (hu, reason) in ct.VALUES.items():
+        volume = CtVolume(hu, ct.SPACING)
+        yield _fault("CT, values", name, reason, lambda v=volume: ct.check_chest(v, "v.nii.gz"))
+    for name, table, old, new, reason, _ in ct.TABLES:
+        root = ct.TREES[name](next(places))
+        text = (root / table).read_text()
+        (root / table).write_text(new if old is None else text.replace(old, new))
+        what = f"{Path(table).name}: " + ("empty" if old is None else f"{old[-30:]} -> {new[-30:]}")
+        yield _fault(f"CT, {name}", what, reason, lambda n=name, r=root: ct.LOADERS[n].read_index(r))
+    for name, (loader, write, reason, _) in cxr.BROKEN.items():
+        root = next(places)
+        root.mkdir()
+        write(root)
+        data_set, _, what = name.partition(": ")
+        yield _fault(f"CXR, {data_set}", what, reason, lambda m=loader, r=root: m.read_index(r))
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("loader", "broken", "error", "what it says")
+    with tempfile.TemporaryDirectory() as folder:
+        for fault in faults(Path(folder)):
+            table.add_row(fault.loader, fault.broken, fault.reason, fault.said.replace(folder, "")[:90])
+    Console(width=160).print(table, f"{table.row_count} broken inputs", markup=False)
+
+
+if __name__ == "__main__":
+    main()
