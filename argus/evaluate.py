@@ -26,9 +26,8 @@ from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
-from shared.metrics.scorecard import dumps
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
+from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, keep, rank, weights_of
 from shared.runs.facts import commit
 from shared.runs.reports import majority_report, shown, summary_of
 
@@ -218,11 +217,9 @@ def main(args: list[str] | None = None) -> Path:
         table = pd.concat([table, rate(table, models)], axis=1)
         wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
         metrics = summary_of(table, score_table(table, train_reports.tolist(), *wanted), cfg.eval.n_boot)
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
-    train_reports.to_frame("report").to_parquet(cfg.run_dir / "train_reports.parquet", index=False)  # for CIDEr-D
     summary |= identity | {"commit": commit(), "metrics": metrics}
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    keep(cfg, summary, predictions=table, train_reports=train_reports.to_frame("report"))  # the latter for CIDEr-D
     print(", ".join([f"evaluated: {cfg.run_dir}", *(f"{k}: {shown(metrics, k)}" for k in cfg.eval.inputs[:1])]))
     return cfg.run_dir
 

@@ -26,6 +26,7 @@ from shared.ct.simulate_layouts import simulator_hash, write
 from shared.ct.store import CtStore, pack
 from shared.locks import locked
 from shared.runs.config import cache_root, data_root, hash_of
+from shared.store import disk_errors
 
 NOT_READERS = "simulate*.py"  # of shared/ct: files that decide nothing about how a tree is read
 HU = 1000.0  # what becomes 1.0 for the model
@@ -115,7 +116,7 @@ def simulated_tree(source: str, sim: SimulateCt) -> Path:
     name = f"{source}-n{n}-seed{sim.seed}-{'x'.join(map(str, sim.shape))}-{simulator_hash()}"
     root = cache_root() / "simulated" / name / source
     root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.parent / ".lock"):
+    with locked(root.parent / ".lock"), disk_errors(root.parent):
         if not (root / "truth.parquet").exists():  # the writer takes up what a killed run left
             write(source, root, n, sim.seed, tuple(sim.shape), workers=os.cpu_count() or 1)
     return root

@@ -29,8 +29,7 @@ from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
 from meit.scoring import score_table
-from shared.metrics.scorecard import dumps
-from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, rank, weights_of
+from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, keep, rank, weights_of
 from shared.runs.facts import commit
 from shared.runs.reports import majority_report, shown, summary_of
 
@@ -151,15 +150,13 @@ def main(args: list[str] | None = None) -> Path:
         pairs = table[table.input == "ecg"][["id", "reference", "prediction"]]
         ratings = judge_reports(pairs, cfg.eval.judge_url, cfg.eval.judge_model, cfg.run_dir / "judge.jsonl")
         table = table.merge(ratings.drop(columns="error").assign(input="ecg"), how="left", on=["id", "input"])
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
     train_reports = prepared.records("train").report.map(clean_report)
-    train_reports.to_frame("report").to_parquet(cfg.run_dir / "train_reports.parquet", index=False)  # for CIDEr-D
     wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
     metrics = summary_of(table, score_table(table.assign(fold=0), [train_reports.tolist()], *wanted), cfg.eval.n_boot)
     summary = identity | {"source": prepared.source, "data_hash": prepared.data_hash}
     summary |= {"commit": commit(), "metrics": metrics} | ({"attention": attended} if attended else {})
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    keep(cfg, summary, predictions=table, train_reports=train_reports.to_frame("report"))  # the latter for CIDEr-D
     print(f"evaluated: {cfg.run_dir}, {cfg.eval.inputs[0]}: {shown(metrics, cfg.eval.inputs[0])}")
     return cfg.run_dir
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,6 +24,10 @@ import pandas as pd
 FORMAT_VERSION = 1
 HEADER_BYTES = 128  # fixed, so that the shape can be filled in when it is known
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNNUMBERED = re.compile(  # what numpy, torch and safetensors say, whose errors have no number
+    rf"\d+ requested and \d+ written|inline_container.*unexpected pos|PytorchStreamWriter failed writing"
+    rf"|\(os error ({'|'.join(map(str, DISK_ERRORS))})\)"
+)
 
 
 class StoreError(RuntimeError):
@@ -47,13 +52,16 @@ def sync(file):
 
 @contextmanager
 def disk_errors(out: Path):
+    """A full disk, whichever library meets it, becomes a StoreError of one line that names the folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except Exception as error:
+        if getattr(error, "errno", None) not in DISK_ERRORS and not UNNUMBERED.search(str(error)):
             raise
-        free_gb = shutil.disk_usage(out).free / 1e9
-        why = f"no room to write ({error.strerror}; {free_gb:.1f} GB free); make room and run again to continue"
+        existing = next(p for p in (Path(out), *Path(out).absolute().parents) if p.exists())
+        free_gb = shutil.disk_usage(existing).free / 1e9
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        why = f"no room to write ({said}; {free_gb:.1f} GB free); make room and run again to continue"
         raise StoreError(f"{out}: {why}") from error
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from shared.locks import locked
 from shared.runs.config import cache_root, hash_of
+from shared.store import disk_errors
 from synth_medvlp.datasets import LOADERS, boxes_mask, fit_mask, padchest, present, read_image, read_record, targets
 from synth_medvlp.datasets.chexpert import HEADLINE_CLASSES
 from synth_medvlp.datasets.labels import check_protocol
@@ -232,7 +233,7 @@ def _packed(dataset: str, root: Path, source: str, size: int, geometry: str, var
     key = hash_of([root.name, files, size, geometry, variant, every, [hash_of(f.read_text()) for f in code]])
     folder = cache_root() / "downstream" / f"{dataset}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"):
+    with locked(folder / "lock"), disk_errors(folder):
         if not (folder / "meta.json").exists():
             _pack(dataset, root, folder, size, geometry, variant, every)
     meta = json.loads((folder / "meta.json").read_text())

@@ -19,11 +19,10 @@ import torch
 from transformers.utils import logging
 
 from shared.metrics.classification import usable_classes
-from shared.metrics.scorecard import dumps
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, rank
+from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, keep, rank
 from shared.runs.facts import commit
 from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all
 from synth_medvlp import finetune, segment
@@ -260,10 +259,7 @@ def main(args: list[str] | None = None) -> Path:
     )
     if rank():
         return cfg.run_dir
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
-    masks.to_parquet(cfg.run_dir / "masks.parquet", index=False)
     labels = labels_table(evaluation.downstream)
-    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
     kinds = class_kinds(evaluation.downstream)
     releases = [*evaluation.downstream.values(), *evaluation.masked.values()]
     summary = identity | {"source": releases[0].source, "data_hash": data_hash, "commit": commit(), "kinds": kinds}
@@ -275,7 +271,7 @@ def main(args: list[str] | None = None) -> Path:
     summary["metrics"] |= summary_of_masks(masks, cfg.eval.n_boot)
     summary["protocols"] = protocols(table, labels)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    keep(cfg, summary, predictions=table, masks=masks, labels=labels)
     name, metrics = next(iter(summary["metrics"].items()))
     key = "auroc_headline" if "auroc_headline" in metrics else next(iter(metrics))
     print(f"evaluated: {cfg.run_dir}, {name}: {key} {metrics[key]['value']:.3f}")

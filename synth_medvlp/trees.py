@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shared.locks import locked
 from shared.runs.config import cache_root, data_root, hash_of
+from shared.store import disk_errors
 from synth_medvlp import simulate
 from synth_medvlp.simulate_layouts import write
 
@@ -39,7 +40,7 @@ def tree(dataset: str, simulated: CxrSimulateConfig | None) -> tuple[Path, str]:
     name = f"{dataset}-{hash_of([asdict(simulated), version])}"
     folder = cache_root() / "simulated-cxr"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{name}.lock"):
+    with locked(folder / f"{name}.lock"), disk_errors(folder):
         if not (folder / name).exists():
             print(f"simulating {dataset}: {simulated.n_patients} patients, seed {simulated.seed}", flush=True)
             level = simulated.level if dataset == "mimic-cxr-jpg" else "none"

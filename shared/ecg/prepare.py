@@ -13,6 +13,7 @@ from shared.ecg.splits import folds, load_split, save_split, split
 from shared.ecg.store import EcgStore, pack
 from shared.locks import locked
 from shared.runs.config import SimulateConfig, cache_root, data_root
+from shared.store import disk_errors
 
 
 @dataclass
@@ -55,7 +56,7 @@ def simulated_tree(dataset: str, sim: SimulateConfig) -> Path:
     name = f"{dataset}-n{sim.n_records}-seed{sim.seed}-{sim.fs_hz:g}hz-{simulator_hash()}"
     root = cache_root() / "simulated" / name / dataset
     root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.parent / ".lock"):
+    with locked(root.parent / ".lock"), disk_errors(root.parent):
         if not (root / "truth.parquet").exists():
             for left in root.parent.glob(f"{dataset}*"):  # of a killed run
                 shutil.rmtree(left)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -136,6 +137,16 @@ def parse_as(config: type[AnyConfig], args: list[str] | None = None) -> AnyConfi
 def dump(cfg: RunConfig) -> str:
     """The fully resolved config as YAML."""
     return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False)
+
+
+def check_writable(key: str, folder: str | Path) -> None:
+    """SystemExit with one line where no file can be made in the folder, which is made where it is absent; key: of the
+    config, which chose it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SystemExit(f"{folder}: cannot be written ({error.strerror}); give --{key} another folder") from error
 
 
 def data_root() -> Path:

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from shared.ecg.decode import init_worker
+from shared.locks import write_whole
 from shared.metrics.scorecard import load_claims
 from shared.runs import evidence
-from shared.runs.config import RunConfig, dump, hash_of, parse_as, parser
+from shared.runs.config import RunConfig, check_writable, dump, hash_of, parse_as, parser
 from shared.runs.paper import Paper
 
 
@@ -76,9 +77,7 @@ def tier_file(cfg: RunConfig) -> Path:
     file = Path(cfg.runs) / cfg.PAPER / cfg.tier / f"tier-{hash_of(text)[:8]}.yaml"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(text)
-        partial.rename(file)
+        write_whole(file, text)
     return file
 
 
@@ -145,8 +144,8 @@ def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
                     at_work[_submit(pool, paper, cfg, run, prepared)] = run
                 for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                     run = at_work.pop(future)
-                    if future.exception():
-                        raise RuntimeError(f"{_label(run)} failed") from future.exception()
+                    if error := future.exception():
+                        raise RuntimeError(f"{_label(run)} failed: {error}") from error
                     done.add(run)
                     progress.advance(bar)
                     print(f"done: {_label(run)}", flush=True)
@@ -192,6 +191,8 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
         started, names = time.monotonic(), experiments_for(paper, cfg, claims, claim, everything)
         evidence.check(cfg)
         from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names))
+        check_writable("runs", cfg.runs)
+        check_writable("results", cfg.results)
         run_all(paper, cfg, names)
         timed = from_nothing and claim is None and not everything
         headline_s = time.monotonic() - started if timed else None

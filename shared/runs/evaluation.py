@@ -10,9 +10,12 @@ import pandas as pd
 import torch
 from rich.progress import track
 
+from shared.locks import write_whole
 from shared.metrics.interval import Metric, interval
+from shared.metrics.scorecard import dumps
 from shared.runs.checkpoint import fetched, run_file
-from shared.runs.config import RunConfig
+from shared.runs.config import RunConfig, check_writable
+from shared.store import disk_errors
 
 
 def rank() -> int:
@@ -48,9 +51,23 @@ def weights_of(cfg: RunConfig, checkpoint: Path, data_hash: str | None = None) -
 
 
 def evaluated(cfg: RunConfig, identity: dict) -> bool:
-    """True where `metrics.json` is of this very evaluation."""
+    """True where `metrics.json` is of this very evaluation; else the run's folder must be writable."""
     file = cfg.run_dir / "metrics.json"
-    return file.exists() and identity.items() <= json.loads(file.read_text()).items()
+    same = file.is_file() and identity.items() <= json.loads(file.read_text()).items()
+    if not same:
+        check_writable("runs", cfg.run_dir)
+    return same
+
+
+def keep(cfg: RunConfig, summary: dict, **tables: pd.DataFrame) -> None:
+    """Write each table as `<name>.parquet` into the run's folder and, last, the summary as `metrics.json`, whole or not
+    at all: it vouches for the tables. StoreError where the disk is full."""
+    file = cfg.run_dir / "metrics.json"
+    file.unlink(missing_ok=True)
+    with disk_errors(cfg.run_dir):
+        for name, table in tables.items():
+            table.to_parquet(cfg.run_dir / f"{name}.parquet", index=False)
+        write_whole(file, dumps(summary))
 
 
 def in_parts(
@@ -66,7 +83,9 @@ def in_parts(
     mine = list(zip(jobs.values(), files, strict=True))[rank() :: int(os.environ.get("WORLD_SIZE", 1))]
     mine = [(job, file) for job, file in mine if not file.exists()]
     for job, file in track(mine, title, disable=not os.isatty(2)):
-        make(job).to_parquet(file.with_suffix(".tmp"))
+        part = make(job)
+        with disk_errors(parts):
+            part.to_parquet(file.with_suffix(".tmp"))
         file.with_suffix(".tmp").rename(file)
     while not all(file.exists() for file in files):  # other processes still write theirs
         time.sleep(1)

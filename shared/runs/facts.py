@@ -6,7 +6,7 @@ import resource
 import subprocess
 from importlib.metadata import version
 
-from shared.runs.config import RunConfig
+from shared.runs.config import RunConfig, check_writable
 
 VERSIONS = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "scikit-learn")
 
@@ -48,9 +48,10 @@ def run_json(cfg: RunConfig, trainer, wall_s: float, **facts) -> dict:
 
 
 def finished(cfg: RunConfig, data_hash: str) -> bool:
-    """True where this very run, same config and data, has already ended."""
+    """True where this very run, same config and data, has already ended; else its folder must be writable."""
     file = cfg.run_dir / "run.json"
-    if not file.exists():
-        return False
-    run = json.loads(file.read_text())
-    return run["config_hash"] == cfg.digest() and run["data_hash"] == data_hash
+    run = json.loads(file.read_text()) if file.is_file() else {}
+    same = run.get("config_hash") == cfg.digest() and run.get("data_hash") == data_hash
+    if not same:
+        check_writable("runs", cfg.run_dir)
+    return same

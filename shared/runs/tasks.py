@@ -20,10 +20,9 @@ import pandas as pd
 from shared.ecg.downstream import VAL, Downstream, downstream_hash, probe_scores
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
-from shared.metrics.scorecard import dumps
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig, SimulateConfig
-from shared.runs.evaluation import entry, evaluated, in_parts, rank, weights_of
+from shared.runs.evaluation import entry, evaluated, in_parts, keep, rank, weights_of
 from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.facts import commit
 
@@ -156,14 +155,12 @@ def score_tasks(
     table = predict_all(evaluation, specs, cfg.run_dir / f"parts-{evaluation_hash}")
     if rank():
         return cfg.run_dir
-    table.to_parquet(cfg.run_dir / "predictions.parquet", index=False)
     labels = labels_table(evaluation.downstream)
-    labels.to_parquet(cfg.run_dir / "labels.parquet", index=False)
     source = next(iter(evaluation.downstream.values())).packed.source
     summary = identity | {"source": source, "data_hash": downstream_hash(evaluation.downstream), "commit": commit()}
     summary |= facts | {"metrics": summary_of(table, labels, kinds, cfg.eval.n_boot, chance)}
     summary["wall_s"] = round(time.perf_counter() - start, 1)
-    (cfg.run_dir / "metrics.json").write_text(dumps(summary))
+    keep(cfg, summary, predictions=table, labels=labels)
     name, metrics = next(iter(summary["metrics"].items()))
     print(f"evaluated: {cfg.run_dir}, {name}: AUROC {metrics['auroc']['value']:.3f}")
     return cfg.run_dir

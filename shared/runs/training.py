@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from shared.locks import write_whole
 from shared.runs.config import RunConfig, dump
 from shared.runs.facts import run_json
 from shared.runs.processes import end_processes
+from shared.store import disk_errors
 
 
 class StopsAtBrokenLoss:
@@ -85,10 +87,20 @@ def fit(cfg: RunConfig, trainer, tokenizer=None, **facts) -> Path:
     run's folder.
 
     trainer: a Trainer with the options of `trainer_arguments`; tokenizer: saved with the weights; facts: what the paper
-    adds to `run.json`, at least `data_hash`.
+    adds to `run.json`, at least `data_hash`. StoreError where the disk is full: the last checkpoint stays.
     """
+    with disk_errors(cfg.run_dir):
+        _train_and_keep(cfg, trainer, tokenizer, facts)
+    end_processes()
+    return cfg.run_dir
+
+
+def _train_and_keep(cfg: RunConfig, trainer, tokenizer, facts: dict) -> None:
     work = Path(trainer.args.output_dir)
     start = time.perf_counter()
+    for left in work.glob("checkpoint-*"):
+        if not _whole(left):
+            shutil.rmtree(left, ignore_errors=True)
     if cfg.train.epochs:
         trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     wall_s = time.perf_counter() - start
@@ -102,11 +114,17 @@ def fit(cfg: RunConfig, trainer, tokenizer=None, **facts) -> Path:
         (cfg.run_dir / "config.yaml").write_text(dump(cfg))
         facts["peak_gpu_mb"] = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
         run = run_json(cfg, trainer, wall_s, **facts)
-        (cfg.run_dir / "run.json").write_text(json.dumps(run, indent=1))
+        write_whole(cfg.run_dir / "run.json", json.dumps(run, indent=1))
         shutil.rmtree(work, ignore_errors=True)
         losses = [f"{entry['loss']:.3f}" for entry in run["loss_log"]] or ["not logged"]
         print(
             f"trained: {cfg.run_dir}, {run['steps']} steps, loss {' -> '.join(dict.fromkeys((losses[0], losses[-1])))}"
         )
-    end_processes()
-    return cfg.run_dir
+
+
+def _whole(checkpoint: Path) -> bool:
+    """False where a kill left a part of it: its last file is not there, or not to be read."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
