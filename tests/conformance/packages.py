@@ -25,6 +25,7 @@ class Package:
     frozen_from: str = "lm-*"  # pattern of that other run's name
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
     published: str = ""  # an experiment of the smoke tier whose run is published
+    made: tuple[str, ...] = ()  # with these a run asks for all that the package keeps in CACHE_ROOT
     predict: tuple[str, ...] = ()  # pattern of an input file below CACHE_ROOT, and further options of `predict`
 
     @property
@@ -77,6 +78,7 @@ PACKAGES = {
         blow_up=("--train.lr=1e30",),
         joined=True,
         published="real",
+        made=("--data.regime=mix",),
         predict=("**/*.jpg", "pleural effusion", "--compare=0"),
     ),
     "argus": Package(

@@ -37,6 +37,8 @@ def test_killed_run_resumes_to_the_same_losses(package, cache, tmp_path):
     os.kill(killed, signal.SIGKILL)
     assert starter().wait([killed]) == -signal.SIGKILL
     assert not list((tmp_path / "killed").glob("**/run.json")), "killed too late to show anything"
+    work = next((tmp_path / "killed").glob("**/checkpoint-10")).parent
+    (work / "checkpoint-999").mkdir()  # what a kill leaves of a checkpoint that it meets in the making
     train(package, tmp_path / "killed", cache, *options, fresh=True)  # nothing depends on a process's hash seed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
