@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from shared.metrics.benchmark import Row
 from synth_medvlp import simulate
 from synth_medvlp.config import Config, parse
 from synth_medvlp.data import Collator, PairDataset
@@ -33,7 +34,6 @@ from synth_medvlp.record import CxrRecord
 from synth_medvlp.sampler import Sampler
 from synth_medvlp.train_writer import training_reports
 from synth_medvlp.writer import make
-from tests.benchmarks.row import Row
 from tests.benchmarks.steps import against_reading
 
 SHAPE, TO = (3056, 2544), 256  # pixels of a detector; side of the packed image at paper tier

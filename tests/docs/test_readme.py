@@ -9,9 +9,9 @@ import yaml
 
 from docs.build import PAPERS
 from docs.summary import main as summary
+from shared.metrics.benchmark import Row
 from shared.metrics.report_html import VERDICTS
 from tests.benchmarks.__main__ import RESULTS, with_table
-from tests.benchmarks.row import Row
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
