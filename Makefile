@@ -13,7 +13,7 @@ DATASETS := ptb-xl mimic-iv-ecg cpsc2018 chapman-shaoxing-ningbo merl-splits \
 .PHONY: help setup test test-slow lint bench report audit reproduce
 
 help:  ## list the targets
-	@grep -hE '^[a-z<>%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
+	@grep -hE '^[a-z$$].*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^\$$.*## ([^:]+): /\1\t/; s/^([a-z-]+):.*## /\1\t/' | expand -t 28
 	@echo "papers: $(PAPERS)    data sets: $(DATASETS)"
 
 # .venv/.ready is younger than pyproject.toml exactly when the environment matches its pins.
@@ -48,13 +48,13 @@ audit: .venv/.ready  ## what public code and splits do to published numbers; tab
 reproduce: $(PAPERS:%=reproduce-%)  ## all papers, one after the other, and a table over them
 	$(PY) -m docs.summary --tier $(TIER)
 
-reproduce-%: .venv/.ready  ## reproduce-<paper>: TIER=smoke|laptop|gpu|paper  ALL=1  CLAIM=<id>
+$(PAPERS:%=reproduce-%): reproduce-%: .venv/.ready  ## reproduce-<paper>: TIER=smoke|laptop|gpu|paper  ALL=1  CLAIM=<id>
 	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml $(if $(ALL),--all) $(if $(CLAIM),--claim $(CLAIM))
 
-rescore-%: .venv/.ready  ## rescore-<paper>: every number again from the committed predictions
+$(PAPERS:%=rescore-%): rescore-%: .venv/.ready  ## rescore-<paper>: every number again from the committed predictions
 	$(PY) -m $*.reproduce --config $*/configs/$(TIER).yaml --rescore
 
-plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at paper scale, without a GPU
+$(PAPERS:%=plan-%): plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, tokens, steps at paper scale, without a GPU
 	$(PY) -m $*.plan --config $*/configs/paper.yaml
 
 DATA_meit := mimic-iv-ecg ptb-xl
@@ -62,7 +62,7 @@ DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_supreme := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_synth_medvlp := mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural
 DATA_argus := ct-rate bimcv-r inspect
-check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
+$(PAPERS:%=check-data-%): check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
 	$(PY) -m shared.download --check $(DATA_$*)
 
 $(DATASETS:%=data-%): data-%: .venv/.ready  ## data-<dataset>: verified, resumable download into DATA_ROOT; SPLIT=valid

@@ -21,6 +21,7 @@ from PIL import Image
 
 from shared.ecg.tasks import TASKS
 from shared.metrics import report, scorecard
+from shared.metrics.benchmark import COLUMNS, Row
 from shared.metrics.report import number
 from shared.metrics.report_html import (
     as_published,
@@ -33,11 +34,10 @@ from shared.metrics.report_html import (
     minus,
     secondary,
 )
-from tests.benchmarks.row import COLUMNS, Row
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PAPERS = ("meit", "kmerl", "supreme", "synth_medvlp", "argus")
+PAPERS = tuple(re.search(r"^PAPERS := (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split())  # the one list
 TIERS = tuple(t for t in scorecard.TIERS if t != "smoke")  # smoke proves the plumbing, it is no evidence
 SHEETS = {"ecg-conditions.png": "One simulated 12-lead ECG per condition.",
           "cxr-findings.png": "One simulated chest radiograph per finding.",

@@ -101,12 +101,6 @@ def _patient_draws(n_patients: int, n_items: int, n_boot: int, seed: int) -> Ite
         yield np.bincount(drawn.ravel(), minlength=n * n_patients).reshape(n, n_patients).astype(np.float64)
 
 
-def bootstrap_weights(patient_ids: Sequence, n_boot: int, seed: int) -> np.ndarray:
-    """Item weights [n_boot, n_items]: patients drawn with replacement, each bringing all of its items."""
-    index, n_patients = _patients(patient_ids)
-    return np.concatenate([draws[:, index] for draws in _patient_draws(n_patients, len(index), n_boot, seed)])
-
-
 def _resampler(metric: Metric, index: np.ndarray, n_patients: int) -> Callable[..., np.ndarray]:
     """Function from patient draws [n, n_patients] and their item weights [n, n_items] to values [n]."""
     if isinstance(metric, Statistic):

@@ -7,9 +7,9 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+from shared.metrics.benchmark import COLUMNS, Row
 from shared.metrics.report import markdown_table
 from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme, bench_synth
-from tests.benchmarks.row import COLUMNS, Row
 
 BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run, bench_synth.run)
 ROOT = Path(__file__).parents[2]

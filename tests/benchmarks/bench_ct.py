@@ -26,7 +26,7 @@ from shared.ct.geometry import Geometry
 from shared.ct.simulate import simulate_patient
 from shared.ct.simulate_layouts import save_nifti
 from shared.ct.store import CtStore, pack
-from tests.benchmarks.row import Row
+from shared.metrics.benchmark import Row
 from tests.benchmarks.steps import against_reading, step_s
 
 REPEAT = (3, 4, 4)  # a simulated (64, 128, 128) volume, each voxel this often: (192, 512, 512), the matrix of scanners

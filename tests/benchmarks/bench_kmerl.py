@@ -16,7 +16,7 @@ from kmerl.config import parse
 from kmerl.data import Collator, EcgTextDataset
 from kmerl.model import ModelConfig
 from kmerl.prep import prepare
-from tests.benchmarks.row import Row
+from shared.metrics.benchmark import Row
 from tests.benchmarks.steps import against_reading, records_per_s
 
 N_SAMPLES, D_TEXT, N_ENTITIES = 5000, 768, 277

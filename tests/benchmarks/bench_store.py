@@ -22,7 +22,7 @@ import pandas as pd
 from shared.ecg.decode import CHUNK_RECORDS, init_worker, process_context
 from shared.ecg.record import LEADS
 from shared.ecg.store import EcgStore, pack
-from tests.benchmarks.row import Row
+from shared.metrics.benchmark import Row
 
 N_FILES = 128
 N_SHORT, N_LONG = 256, 1792  # records of the two packs

@@ -11,13 +11,13 @@ from unittest import mock
 import numpy as np
 import torch
 
+from shared.metrics.benchmark import Row
 from supreme.baselines import build
 from supreme.config import parse
 from supreme.data import Collator
 from supreme.model import ModelConfig
 from supreme.prep import prepare
 from supreme.terminology import terminology
-from tests.benchmarks.row import Row
 from tests.benchmarks.steps import against_reading, records_per_s
 
 N_SAMPLES, D_TEXT = 5000, 768

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from shared.metrics.benchmark import Row
 from synth_medvlp import simulate
 from synth_medvlp.config import Config, parse
 from synth_medvlp.data import Collator, PairDataset
@@ -34,7 +35,6 @@ from synth_medvlp.record import CxrRecord
 from synth_medvlp.sampler import Sampler
 from synth_medvlp.train_writer import training_reports
 from synth_medvlp.writer import make
-from tests.benchmarks.row import Row
 from tests.benchmarks.steps import against_reading
 
 SHAPE, TO = (3056, 2544), 256  # pixels of a detector; side of the packed image at paper tier

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import torch
 
-from tests.benchmarks.row import Row
+from shared.metrics.benchmark import Row
 
 
 def records_per_s(models: dict[str, torch.nn.Module], inputs: dict[str, torch.Tensor], rounds: int) -> dict[str, float]:

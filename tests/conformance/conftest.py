@@ -8,6 +8,8 @@ from fake_hub import TOKEN, Hub
 from huggingface_hub import constants
 from packages import PACKAGES, run
 
+from docs.build import PAPERS
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
@@ -15,7 +17,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="session", params=PACKAGES)
+@pytest.fixture(scope="session", params=PAPERS)
 def package(request):
     return PACKAGES[request.param]
 

@@ -3,8 +3,6 @@
 import importlib
 import json
 import re
-import shlex
-import subprocess
 
 import pandas as pd
 import pytest
@@ -104,29 +102,3 @@ def test_unknown_key_is_an_error_that_names_it(package, tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse(args)
         assert "learning_rat" in capsys.readouterr().err
-
-
-def commands(text: str) -> list[str]:
-    """Command lines of the shell blocks of a README, continued lines joined."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith(("#", ">"))]
-
-
-def test_readme_commands_parse(package):
-    """Every `make` target exists and every `python -m` command line is accepted by its parser."""
-    found = 0
-    for readme in (ROOT / "README.md", ROOT / package.name / "README.md"):
-        for command in commands(readme.read_text()):
-            words = [w for w in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", w)]
-            if words[:1] == ["make"]:
-                done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
-                assert not done.returncode, f"{readme}: {command}: {done.stderr}"
-                found += 1
-            elif "-m" in words and words[words.index("-m") + 1].startswith(f"{package.name}."):
-                module, options = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-                assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{readme}: no module {module}"
-                if module.rsplit(".", 1)[1] in ("prep", "train", "evaluate"):
-                    importlib.import_module(f"{package.name}.config").parse(options)
-                found += 1
-    assert found >= 4, "the READMEs show how to reproduce, test, train and predict"

@@ -1,15 +1,17 @@
 """What the README says in numbers is what is committed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.build import PAPERS
 from docs.summary import main as summary
+from shared.metrics.benchmark import Row
 from shared.metrics.report_html import VERDICTS
 from tests.benchmarks.__main__ import RESULTS, with_table
-from tests.benchmarks.row import Row
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +26,33 @@ def test_verdicts_of_the_laptop_tier(paper):
     said = ", ".join(f"{found.count(v)} {v}" for v in VERDICTS if v in found)
     row = next(line for line in README.splitlines() if line.startswith(f"| [`{paper}/`]"))
     assert f"[{said}]({paper}/REPRODUCTION.md)" in row, f"README.md: the row of {paper} should say: {said}"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("tier", ["laptop", "gpu"])
+def test_sizes_of_the_tiers(paper, tier):
+    sizes = yaml.safe_load((ROOT / paper / "configs" / f"{tier}.yaml").read_text())["data"]["simulate"]
+    n = sizes.get("n_records") or sizes["n_patients"]
+    n = sum(n.values()) if isinstance(n, dict) else n
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{tier}` |"))
+    assert f" {n:,}" in row, f"README.md: the row of {tier} should say {n:,} for {paper}"
+    committed = any((ROOT / "results").glob(f"*/{tier}/scorecard.json"))
+    assert ("no result is committed yet" in row) == (not committed), f"README.md: the row of {tier}"
+
+
+def test_citation_names_every_paper():
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    assert len({r["title"] for r in references}) == len(PAPERS)
+    for paper in PAPERS:
+        title = re.search(r"\*([^*]+)\*", (ROOT / paper / "README.md").read_text())[1]
+        found = [r for r in references if same(r["title"]) == same(title)]
+        assert found, f"CITATION.cff has no '{title}'"
+        assert {"type", "authors", "collection-title", "year", "url"} <= set(found[0])
+
+
+def same(title: str) -> str:
+    """Without case, hyphens and line breaks."""
+    return "".join(c for c in title.lower() if c.isalnum())
 
 
 def test_table_of_benchmarks():

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from draws import bootstrap_weights
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from shared.metrics.classification import (
@@ -15,7 +16,7 @@ from shared.metrics.classification import (
     task_mean,
     usable_classes,
 )
-from shared.metrics.interval import bootstrap_values, bootstrap_weights, difference, interval
+from shared.metrics.interval import bootstrap_values, difference, interval
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The bootstrap is checked once against brute force and once for its variance; the
 
 import numpy as np
 import pytest
+from draws import bootstrap_weights
 
 from shared.metrics import interval as iv
 from shared.metrics.interval import (
@@ -39,19 +40,19 @@ def f1_scores(rng, patients: np.ndarray) -> Scores:
 
 def test_bootstrap_draws_whole_patients():
     patients = np.array(["b", "a", "b", "c", "c", "c"])
-    weights = iv.bootstrap_weights(patients, 200, seed=1)
+    weights = bootstrap_weights(patients, 200, seed=1)
     assert weights.shape == (200, 6)
     assert np.array_equal(weights[:, 0], weights[:, 2]) and np.array_equal(weights[:, 3], weights[:, 5])
     assert np.all(weights[:, [0, 1, 3]].sum(axis=1) == 3)  # three patients drawn every time
     assert not np.array_equal(weights[:, 0], weights[:, 1])
-    assert not np.array_equal(weights, iv.bootstrap_weights(patients, 200, seed=2))
+    assert not np.array_equal(weights, bootstrap_weights(patients, 200, seed=2))
 
 
 def test_sums_equal_brute_force_resampling():
     rng = np.random.default_rng(0)
     patients = rng.integers(0, 30, size=100)
     scores = f1_scores(rng, patients)
-    weights = iv.bootstrap_weights(patients, 50, seed=3)
+    weights = bootstrap_weights(patients, 50, seed=3)
     brute = [float(scores.reduce(np.repeat(scores.stats, w.astype(int), axis=0).sum(axis=0))) for w in weights]
     assert iv.bootstrap_values([scores], patients, 50, seed=3)[:, 0] == pytest.approx(brute)
 
@@ -68,9 +69,9 @@ def test_statistic_and_scores_agree_on_the_same_draws():
 
 def test_draws_do_not_depend_on_block_size(monkeypatch):
     patients = np.arange(101)
-    whole = iv.bootstrap_weights(patients, 40, seed=0)
+    whole = bootstrap_weights(patients, 40, seed=0)
     monkeypatch.setattr(iv, "CHUNK_CELLS", 7 * 101)
-    assert np.array_equal(whole, iv.bootstrap_weights(patients, 40, seed=0))
+    assert np.array_equal(whole, bootstrap_weights(patients, 40, seed=0))
 
 
 def test_v_items_is_the_clustered_variance():

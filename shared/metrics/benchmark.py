@@ -1,4 +1,4 @@
-"""One line of the benchmark table."""
+"""One line of the benchmark table, which `make bench` measures and `make report` shows."""
 
 from dataclasses import dataclass
 
