@@ -106,6 +106,7 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
 def main(args: list[str] | None = None) -> Path:
     """Score all inputs; returns the run's folder. A finished evaluation is not run again."""
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(args)
     checkpoint = checkpoint_of(cfg)
     evaluation, data = setup(cfg, checkpoint)

@@ -53,6 +53,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     options = parser.parse_args(args)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     leads = tuple(name.strip() for name in options.leads.split(",") if name.strip())
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
     try:

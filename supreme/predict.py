@@ -24,6 +24,7 @@ from shared.runs.checkpoint import run_file
 from shared.runs.predict import predict_parser
 from supreme.baselines import load
 from supreme.config import Config, parse
+from supreme.model import SupremeModel
 from supreme.prep import prepare, text_encoder
 
 
@@ -59,7 +60,11 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--fs-hz", type=float, help="sampling rate of a CSV file")
     options = parser.parse_args(args)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
+    model = load(options.checkpoint)
+    if not isinstance(model, SupremeModel) or model.cfg.encoder != "vit" or model.cfg.head != "cfn":
+        parser.error(f"{options.checkpoint}: no SuPreME with lead tokens and fusion network; take such a run")
     try:
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, LEADS)
     except (EcgReadError, ValueError, OSError) as error:
@@ -69,7 +74,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         parser.error("--vocabulary names no condition")
     signal_mv = resampled(signal_mv, fs_hz, cfg.data.fs_hz)[:, : cfg.n_samples]
     queries = torch.from_numpy(text_encoder(cfg)(names))
-    found, segment_s = attend(load(options.checkpoint), signal_mv, queries, names, cfg.data.fs_hz)
+    found, segment_s = attend(model, signal_mv, queries, names, cfg.data.fs_hz)
     best = sorted(found, key=lambda name: -found[name][0])
     for name in best[: options.top]:
         print(f"{found[name][0]:.3f}  {name}")

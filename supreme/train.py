@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from shared.runs.facts import finished
-from shared.runs.training import StopsAtBrokenLoss, fit, n_processes, over_all_processes, trainer_arguments
+from shared.runs.training import StopsAtBrokenLoss, fit, over_all_processes, trainer_arguments
 from supreme.baselines import build
 from supreme.config import Config, parse
 from supreme.data import Collator, EcgDataset
@@ -53,8 +53,6 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     train_set = EcgDataset(data)
-    if len(train_set) < cfg.train.micro_batch * n_processes():
-        raise ValueError(f"{len(train_set)} training records do not fill one batch: lower train.micro_batch")
     model = build(cfg.model, cfg.ssl, cfg.n_samples, data.term_vectors.shape[1], data.y.shape[1])
 
     trainer = EcgTrainer(

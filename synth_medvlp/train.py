@@ -65,8 +65,6 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     train_set = PairDataset(data.pairs, data.keep, cfg.data, cfg.seed)
-    if len(train_set) < cfg.train.micro_batch * n_processes():
-        raise ValueError(f"{len(train_set)} training pairs do not fill one batch: lower train.micro_batch")
     model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, train_set.vocabulary()))
     if not cfg.train.deepspeed:  # which flattens weights; the convolutions of a CPU are a quarter faster with it
         model.image.to(memory_format=torch.channels_last)

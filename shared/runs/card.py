@@ -31,11 +31,13 @@ TIERS = {
 class Run:
     """A finished run, read from its folder by `read_run`.
 
-    config: config.yaml; facts: run.json; evaluation: metrics.json, {} where nothing was evaluated; about: card.yaml.
+    kind: class of the model; config: config.yaml; facts: run.json; evaluation: metrics.json, {} where nothing was
+    evaluated; about: card.yaml.
     """
 
     folder: Path
     paper: str
+    kind: str
     config: dict
     facts: dict
     evaluation: dict
@@ -60,6 +62,13 @@ class Run:
     def setting(self, key: str):
         """Value of a dotted key of the config; None where it is not there."""
         return reduce(lambda part, name: (part or {}).get(name), key.split("."), self.config)
+
+    @property
+    def served(self) -> bool:
+        """The paper's `predict` takes it."""
+        return self.kind in self.about["served"] and not any(
+            self.setting(key) in values for key, values in self.about["unserved"].items()
+        )
 
     @property
     def base_models(self) -> list[str]:
@@ -97,7 +106,7 @@ def read_run(folder: Path) -> Run:
         )
     metrics = folder / "metrics.json"
     evaluation = json.loads(metrics.read_text()) if metrics.is_file() else {}
-    return Run(folder, paper, config, json.loads((folder / "run.json").read_text()), evaluation, about)
+    return Run(folder, paper, kind, config, json.loads((folder / "run.json").read_text()), evaluation, about)
 
 
 def card(run: Run, name: str) -> ModelCard:
@@ -156,7 +165,8 @@ def _tier(run: Run) -> str:
 
 def _usage(run: Run, name: str) -> str:
     python, shell = (run.about[key].strip().replace("{name}", name) for key in ("usage", "predict"))
-    return f"## Use\n\nWith this repository installed:\n\n```python\n{python}\n```\n\n```bash\n{shell}\n```"
+    text = f"## Use\n\nWith this repository installed:\n\n```python\n{python}\n```"
+    return text + (f"\n\n```bash\n{shell}\n```" if run.served else "")
 
 
 def _data(run: Run) -> str:

@@ -22,7 +22,7 @@ from shared.store import disk_errors
 class StopsAtBrokenLoss:
     """Stands before `Trainer` among the bases of a class: a loss that is not finite ends the run."""
 
-    advice = "lower train.lr, or look for broken records with `python -m shared.download --check --verify`"
+    advice = "lower train.lr, or look for broken records with `python -m shared.download --check --verify DATASET`"
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -87,8 +87,12 @@ def fit(cfg: RunConfig, trainer, tokenizer=None, **facts) -> Path:
     run's folder.
 
     trainer: a Trainer with the options of `trainer_arguments`; tokenizer: saved with the weights; facts: what the paper
-    adds to `run.json`, at least `data_hash`. StoreError where the disk is full: the last checkpoint stays.
+    adds to `run.json`, at least `data_hash`. Raises ValueError where the training set does not fill one batch,
+    StoreError where the disk is full: the last checkpoint stays.
     """
+    n, batch = len(trainer.train_dataset), cfg.train.micro_batch * n_processes()
+    if cfg.train.epochs and n < batch:  # a last, smaller batch is dropped: nothing would be trained
+        raise ValueError(f"{n} training records do not fill one batch of {batch}: lower train.micro_batch")
     with disk_errors(cfg.run_dir):
         _train_and_keep(cfg, trainer, tokenizer, facts)
     end_processes()

@@ -1,4 +1,5 @@
-"""What the conformance suite needs to know of each package. A new package is one more entry; nothing else is added."""
+"""What the conformance suite needs to know of each package. A new package is one more entry here, and one of PAPERS
+in the Makefile."""
 
 import functools
 import os
@@ -26,6 +27,7 @@ class Package:
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
     published: str = ""  # an experiment of the smoke tier whose run is published
     made: tuple[str, ...] = ()  # with these a run asks for all that the package keeps in CACHE_ROOT
+    unserved: str = ""  # another, whose run is published too, but refused by `predict`
     predict: tuple[str, ...] = ()  # pattern of an input file below CACHE_ROOT, and further options of `predict`
 
     @property
@@ -43,6 +45,7 @@ PACKAGES = {
         frozen=("--model.backbone={backbone}",),
         frozen_weights=r"llm\..*(base_layer|norm|embed).*",
         published="meit",
+        unserved="no-ecg",
         predict=("simulated/mimic-*/**/*.hea",),
     ),
     "kmerl": Package(  # its text encoder is frozen outside of the model: vectors are cached
@@ -57,6 +60,7 @@ PACKAGES = {
         blow_up=("--train.lr=1e30",),
         joined=True,
         published="kmerl",
+        unserved="merl",
         predict=("simulated/mimic-*/**/*.hea", "--classes=atrial fibrillation"),
     ),
     "supreme": Package(
@@ -65,6 +69,7 @@ PACKAGES = {
         no_norm=("--model.cfn_dropout=0",),
         blow_up=("--train.lr=1e30",),
         published="supreme",
+        unserved="simclr",
         predict=("simulated/mimic-*/**/*.hea",),
     ),
     "synth_medvlp": Package(
@@ -90,6 +95,7 @@ PACKAGES = {
         frozen_from="lm",
         frozen_weights=r"llm\..*(base_layer|norm|embed).*",
         published="argus",
+        unserved="lm",
         predict=("**/*.nii.gz",),
     ),
 }

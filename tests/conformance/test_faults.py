@@ -50,6 +50,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder(package, module, smoke, c
     options = ["--config", package.config, f"--runs={tmp_path}", *package.train]
     if module == "evaluate":
         options += [checkpoint_option(package, smoke)]
+    importlib.import_module(f"{package.name}.prep").main(["--config", package.config, *package.train, *package.made])
     main = importlib.import_module(f"{package.name}.{module}").main
     with pytest.raises(StoreError, match=rf"^{tmp_path}\S*: no room to write .*make room and run again") as error, \
             full_disk():  # fmt: skip

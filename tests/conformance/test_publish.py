@@ -79,6 +79,21 @@ def test_card_says_what_was_measured_on_what(package, run, smoke, tmp_path, monk
         monkeypatch.chdir(tmp_path)
 
 
+def test_card_shows_no_command_that_predict_refuses(package, run, cache, tmp_path, capsys):
+    said = f"python -m {package.name}.predict"
+    assert said in (publish.main([str(run), str(tmp_path / "served")]) / "README.md").read_text()
+    if not package.unserved:
+        pytest.skip(f"{package.name}: `predict` takes every run that is published")
+    out = publish.main([str(run.parents[1] / package.unserved / "seed0"), str(tmp_path / "out")])
+    assert said not in (out / "README.md").read_text()
+    assert model_of(package, str(out)) is not None
+    pattern, *options = package.predict
+    with pytest.raises(SystemExit) as stopped:
+        predict = importlib.import_module(f"{package.name}.predict").main
+        predict([str(sorted(cache.glob(pattern))[0]), *options, f"--checkpoint={out}"])
+    assert f"{out}: " in f"{stopped.value}{capsys.readouterr().err}", "the error names the run that it refuses"
+
+
 def test_push_without_token_or_hub_says_what_to_do(run, hub, tmp_path, monkeypatch, capsys):
     push = [str(run), str(tmp_path / "out"), "--push", REPO]
     hub.shutdown(), hub.server_close()

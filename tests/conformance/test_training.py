@@ -85,6 +85,13 @@ def test_batch_identity_is_checked(package, cache, tmp_path):
     assert "train.global_batch 20" in printed
 
 
+def test_a_training_set_smaller_than_one_batch_is_refused(package, cache, tmp_path):
+    sizes = ("--train.global_batch=4096", "--train.micro_batch=4096")
+    printed = train(package, tmp_path, cache, *package.train, *sizes, check=False)
+    assert re.search(r"\d+ training \w+ do not fill one batch.*: lower train.micro_batch", printed), printed[-500:]
+    assert not list(tmp_path.glob("**/run.json"))
+
+
 def test_non_finite_loss_stops_with_a_clear_error(package, cache, tmp_path):
     blow_up = (*package.blow_up, "--train.warmup_ratio=0", "--train.epochs=3")
     printed = train(package, tmp_path, cache, *package.train, *blow_up, check=False)

@@ -95,6 +95,13 @@ def test_a_run_that_was_not_evaluated_has_no_numbers(tmp_path):
     assert card.data.eval_results is None and "not evaluated on its own" in card.text
 
 
+def test_a_run_that_predict_refuses_shows_no_command_of_it(tmp_path):
+    config = {"model": {"backbone": "scratch:llama", "fusion": "none"}}
+    refused = published(finished_run(tmp_path / "no-ecg", config), tmp_path / "out").text
+    assert "meit.predict" not in refused and "MeitModel.from_pretrained" in refused
+    assert "python -m meit.predict" in published(finished_run(tmp_path / "ecg"), tmp_path / "other").text
+
+
 def test_a_scorecard_of_other_settings_is_not_shown(tmp_path):
     folder = finished_run(tmp_path)
     results = tmp_path / "results" / "meit" / "laptop"
