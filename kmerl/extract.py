@@ -28,6 +28,7 @@ from kmerl.backends import Backend, Reading, make
 from kmerl.dictionary import Found
 from shared.locks import entries, locked
 from shared.runs.config import cache_root
+from shared.store import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def run(cfg: ExtractConfig, reports: Sequence[str], out: Path) -> Entities:
         counts["rejected"] = int((audit.verdict == "rejected").sum())
         entities = _labels(cfg, rows, unique, readings, counts)
         entities.folder = out
-        _save(out, cfg, entities, audit, readings, n_reports)
+        with disk_errors(out):
+            _save(out, cfg, entities, audit, readings, n_reports)
     return entities
 
 
