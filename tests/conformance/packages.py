@@ -26,6 +26,7 @@ class Package:
     frozen_from: str = "lm-*"  # pattern of that other run's name
     frozen_weights: str = ""  # a pattern: parameters that must not move in such a run
     published: str = ""  # an experiment of the smoke tier whose run is published
+    scored: tuple[str, ...] = ()  # with these `evaluate` serves what `train` made
     made: tuple[str, ...] = ()  # with these a run asks for all that the package keeps in CACHE_ROOT
     unserved: str = ""  # another, whose run is published too, but refused by `predict`
     predict: tuple[str, ...] = ()  # pattern of an input file below CACHE_ROOT, and further options of `predict`
@@ -66,6 +67,7 @@ PACKAGES = {
     "supreme": Package(
         name="supreme",
         train=("--model.method=byol",),  # slow targets and BatchNorm, which resume and ZeRO must carry along
+        scored=('--eval.inputs=["probe:ecg~val"]',),
         no_norm=("--model.cfn_dropout=0",),
         blow_up=("--train.lr=1e30",),
         published="supreme",

@@ -27,7 +27,7 @@ STAGES = [(name, stage) for name in PACKAGES for stage in BEFORE if stage != "ge
 def start(package, stage: str, world: Path) -> int:
     """The stage as a process of its own; a world holds all that it writes."""
     made = package.made if stage == "generate" else ()
-    options = ["--config", package.config, f"--runs={world / 'runs'}", *package.train, *made]
+    options = ["--config", package.config, f"--runs={world / 'runs'}", *package.train, *made, *package.scored]
     options += [o for s in ("train",) if stage != "prep" for o in MORE[s]]
     return starter().start(f"{package.name}.{stage}", options, environment(world / "cache"), world / "printed")
 
