@@ -45,7 +45,7 @@ os.register_at_fork(after_in_child=_in_a_forked_worker)
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all: a kill leaves no half of it, and a reader meanwhile sees the old one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")  # threads and machines may write it at once
     partial.write_text(text)
     partial.replace(path)
 

@@ -10,7 +10,6 @@ or on several with a common CACHE_ROOT, each on its own GPU; the short stages ar
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shared.locks import locked
+from shared.locks import locked, write_whole
 from shared.metrics.scorecard import dumps
 from shared.runs.config import cache_root, hash_of
 from synth_medvlp import packing
@@ -47,9 +46,7 @@ def keep_stats(folder: Path, stats: dict) -> dict:
     """Of several processes the first one's, as times and replies are of one process."""
     file = folder / "stats.json"
     if worker()[0] == 0 or not file.exists():
-        whole = folder / f"stats.{os.getpid()}.tmp"
-        whole.write_text(dumps(stats))
-        whole.replace(file)
+        write_whole(file, dumps(stats))
     return stats
 
 
@@ -102,7 +99,7 @@ def entity_pool(cfg: Config) -> tuple[Pool, dict]:
             texts = (pairs.table.findings + " " + pairs.table.impression)[kept].tolist()
             pool, stats = mine(texts, ner(cfg.ner), cfg.ner.min_count)
             keep_stats(folder, stats)
-            file.write_text(json.dumps(pool))
+            write_whole(file, json.dumps(pool))
     pool = {kind: Counter(counts) for kind, counts in json.loads(file.read_text()).items()}
     return pool, json.loads((folder / "stats.json").read_text())
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from shared.locks import write_whole
 from synth_medvlp.backends import ERRORS, Feedback, Reply, Writer, make
 from synth_medvlp.entities import CLINICAL, RULES, TYPES, Mention, Ner, entities, match
 from synth_medvlp.journal import POLL_S, worker
@@ -244,9 +245,7 @@ def _identity(sampler: Sampler, writer: Writer, cfg: WriterConfig) -> dict:
 def _claim(folder: Path, identity: dict) -> None:
     path = folder / "writer.json"
     if not path.exists():
-        whole = path.with_suffix(f".{worker()[0]}.tmp")
-        whole.write_text(json.dumps(identity, indent=1) + "\n")
-        whole.replace(path)
+        write_whole(path, json.dumps(identity, indent=1) + "\n")
     elif (there := json.loads(path.read_text())) != identity:
         differ = [key for key in identity if there.get(key) != identity[key]]
         raise ValueError(f"{folder} holds reports of other settings ({', '.join(differ)}); remove it or take another")

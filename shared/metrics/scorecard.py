@@ -7,7 +7,6 @@ predictions again gives the same bytes, except for the keys in VOLATILE.
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import jsonschema
 import numpy as np
 import yaml
 
+from shared.locks import write_whole
 from shared.metrics.interval import Decision, Difference, Hypothesis, holm, p_value, weakest_step
 
 SCHEMA = Path(__file__).with_name("scorecard.schema.json")
@@ -242,9 +242,7 @@ def write(card: Mapping, path: Path) -> None:
     text = dumps(card)
     validate(json.loads(text), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def read(path: Path) -> dict:

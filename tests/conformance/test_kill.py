@@ -20,7 +20,7 @@ from test_training import losses
 pytestmark = pytest.mark.slow
 KILLS = 3
 BEFORE = {"prep": (), "generate": (), "train": ("prep",), "evaluate": ("prep", "train")}  # stages done undisturbed
-MORE = {"train": ("--train.epochs=6", "--train.save_steps=2", "--train.log_steps=1")}
+TRAIN = ("--train.epochs=6", "--train.save_steps=2", "--train.log_steps=1")
 STAGES = [(name, stage) for name in PACKAGES for stage in BEFORE if stage != "generate" or name == "synth_medvlp"]
 
 
@@ -28,7 +28,7 @@ def start(package, stage: str, world: Path) -> int:
     """The stage as a process of its own; a world holds all that it writes."""
     made = package.made if stage == "generate" else ()
     options = ["--config", package.config, f"--runs={world / 'runs'}", *package.train, *made, *package.scored]
-    options += [o for s in ("train",) if stage != "prep" for o in MORE[s]]
+    options += TRAIN if stage != "prep" else ()
     return starter().start(f"{package.name}.{stage}", options, environment(world / "cache"), world / "printed")
 
 

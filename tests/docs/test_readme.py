@@ -72,3 +72,15 @@ def test_summary_counts_every_claim_once(tmp_path, capsys):
     assert list(rows) == list(PAPERS), "papers without results have a row, too"
     assert sum(map(int, rows["meit"][: len(VERDICTS)])) == len(json.loads(card)["claims"])
     assert set(rows["argus"]) == {"–"}
+
+
+def test_controls_of_argus_are_those_of_the_scorecard():
+    card = json.loads((ROOT / "results/argus/laptop/scorecard.json").read_text())
+    of = {c["id"]: (c["value"], c["difference"], *c["difference_ci"]) for c in card["controls"]}
+    order = ("argus-shuffle", "argus-zero", "argus-nearest", "argus-constant", "llm-without-image", "argus-majority",
+             "argus-typical")  # fmt: skip
+    table = (ROOT / "argus/README.md").read_text().split("| the recipe, ")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(order) == len(of)
+    for line, name in zip(table, order, strict=True):
+        value, difference, low, high = of[name]
+        assert f"| {value:.3f} | {difference:+.3f} [{low:+.3f}, {high:+.3f}]" in line, name
