@@ -39,7 +39,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
             title = f"{source}, test record {item.id}" + (f"; at the cross: {what}" if what else "")
             path = folder(cfg) / f"case-{source}-{i + 1}.png"
             shown = {label: t[item.id] for label, t in texts.items()}
-            draw_case(path, hu, spacing_mm, at, item.reference, shown, title, bool(what))
+            draw_case(path, hu, spacing_mm, at, item.reference, shown, title, bool(what), f"argus/{item.id}")
 
 
 def spot(findings: list[dict], file_shape, shape) -> tuple[tuple[int, int, int], str]:

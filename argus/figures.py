@@ -66,12 +66,13 @@ def draw_case(
     predictions: Mapping[str, str],
     title: str = "",
     mark: bool = False,
+    record: str = "",
 ) -> None:
     """A CT in three planes and two windows, beside its reference report and what each model wrote; the page grows with
     the text.
 
     hu, spacing_mm, at, mark: as `draw_planes` takes them. reference: "" where there is none. predictions: name of the
-    model or control -> its report.
+    model or control -> its report. record: its "group/id", kept in the file.
     """
     text_in, blocks = report_column(reference, predictions, chars=76)
     cell_in, width_in = 2.75, 15.5
@@ -83,7 +84,7 @@ def draw_case(
         boxes = [((0.1 + j * 2.95) / width_in, bottom, 2.8 / width_in, (cell_in - 0.3) / height_in) for j in range(3)]
         draw_planes([fig.add_axes(box) for box in boxes], hu, spacing_mm, at, window, mark)
     draw_column(fig, 9.15 / width_in, blocks)
-    save(fig, path)
+    save(fig, path, record)
 
 
 def draw_levels(

@@ -135,30 +135,38 @@ def marked(text: str, reference: str) -> str:
                      for p in text.split(". "))  # fmt: skip
 
 
-def report_samples(tables: Mapping[str, pd.DataFrame], group: str, pictures: Sequence[str]) -> Iterator[tuple]:
+def report_samples(tables: Mapping[str, pd.DataFrame], group: str, pictures: dict[str, str]) -> Iterator[tuple]:
     """The first test records of a group, those with a picture first: reference and what each model wrote.
 
-    pictures: of the first records with different references (meit.cases), in this order.
+    pictures: "group/id" of a record -> its pictures; those shown are taken out.
     """
     first = next(iter(tables.values()))
     texts = {label: t.set_index("id").prediction for label, t in tables.items()}
-    drawn = first.drop_duplicates("reference").head(len(pictures))
+    drawn = first[(f"{group}/" + first.id).isin(pictures)]
     others = first[~first.id.isin(drawn.id)]
     others = (others.groupby("source") if "source" in others else others).head(N_SAMPLES)
-    for i, item in enumerate(pd.concat([drawn, others]).itertuples()):
+    for item in pd.concat([drawn, others]).itertuples():
         lines = [("Reference report", inline(item.reference))]
         lines += [(label, marked(t[item.id], item.reference)) for label, t in texts.items() if item.id in t.index]
-        yield sample(f"{group}, test record {item.id}", lines, pictures[i] if i < len(pictures) else "")
+        yield sample(f"{group}, test record {item.id}", lines, pictures.pop(f"{group}/{item.id}", ""))
 
 
-def label_samples(tables: Mapping[str, pd.DataFrame], labels: pd.DataFrame, names: Mapping) -> Iterator[tuple]:
-    """The first test records of each data set with a label: their true classes per task, and the highest scores."""
+def label_samples(
+    tables: Mapping[str, pd.DataFrame], labels: pd.DataFrame, names: Mapping, pictures: dict[str, str]
+) -> Iterator[tuple]:
+    """The first test records of each data set with a label, those with a picture first: their true classes per task,
+    and the highest scores.
+
+    pictures: "data set/id" of a record -> its pictures; those shown are taken out.
+    """
     scores = {label: rows.set_index(["dataset", "id"]).prediction for label, rows in tables.items()}
     for dataset, mine in labels.groupby("dataset", sort=False):
         widths = mine.groupby("task", sort=False).reference.first().map(len)
         starts = widths.cumsum() - widths  # a record has one score per class of all tasks, in this order
         test = mine[mine.part == "test"]
-        for record in test.id[test.reference.map(lambda r: np.any(r == 1))].unique()[:N_SAMPLES]:
+        known = test.id[test.reference.map(lambda r: np.any(r == 1))].unique()
+        drawn = [record for record in known if f"{dataset}/{record}" in pictures]
+        for record in [*drawn, *(r for r in known[:N_SAMPLES] if r not in drawn)]:
             lines: list[tuple[str, str | None]] = []
             for row in test[test.id == record].itertuples():
                 true = np.flatnonzero(row.reference == 1)
@@ -173,28 +181,29 @@ def label_samples(tables: Mapping[str, pd.DataFrame], labels: pd.DataFrame, name
                         for i in np.argsort(-values)
                     ]
                     lines.append((label, "; ".join(f"<mark>{t}</mark>" if i in true else t for i, t in top[:N_TOP])))
-            yield sample(f"{dataset}, test record {record}", lines)
+            yield sample(f"{dataset}, test record {record}", lines, pictures.pop(f"{dataset}/{record}", ""))
 
 
-def sample_pictures(paper: str, card: Mapping, folder: Path, img: Path) -> Iterator[tuple[str, str]]:
-    """(Name, figure) of every picture of test samples; a sheet of maps is cut into its rows."""
+def sample_pictures(paper: str, card: Mapping, folder: Path, img: Path) -> dict[str, str]:
+    """Test record, as its picture names it -> its pictures; a sheet of maps, which shows several, is cut into rows under their names."""
+    found: dict[str, str] = {}
     for f in (f for f in card["figures"] if f["file"].startswith(SAMPLE_PICTURES)):
         image, stem = Image.open(folder / f["file"]), Path(f["file"]).stem
+        record = image.info.get("Record")
         parts = strips(image) if stem == "maps" else [without_text(image) if paper == "meit" else image]
         for i, part in enumerate(parts):
             name = stem + (f", {i + 1} of {len(parts)}" if len(parts) > 1 else "")
             file = img / f"{paper}-{card['tier']}-{stem}-{i + 1}.webp"
-            yield name, picture(part, file, f"{f['caption']} ({name})", f["caption"], wide=stem != "maps")
+            shown = picture(part, file, f"{f['caption']} ({name})", f["caption"], wide=stem != "maps")
+            key = record or (name[0].upper() + name[1:]).replace("-", ": ", 1)
+            found[key] = found.get(key, "") + shown
+    return found
 
 
 def samples(paper: str, card: Mapping, folder: Path, img: Path) -> list[tuple[str, str]]:
     """Title and HTML of all samples of a tier, those with a picture first."""
     seed, facts = card["seeds"][0], json.loads((folder / "runs.json").read_text())
-    pictures, found = dict(sample_pictures(paper, card, folder, img)), []
-    if paper != "meit":  # whose pictures belong to the records below
-        found = [
-            sample((name[0].upper() + name[1:]).replace("-", ": ", 1), [], shown) for name, shown in pictures.items()
-        ]
+    pictures, found = sample_pictures(paper, card, folder, img), []
     for group, compared in COMPARED[paper].items():
         tables = {label: read(folder, name, seed, kind) for name, kind, label in compared}
         tables = {label: rows for label, rows in tables.items() if rows is not None}
@@ -202,11 +211,10 @@ def samples(paper: str, card: Mapping, folder: Path, img: Path) -> list[tuple[st
         labels = folder / "predictions" / f"labels-{run.get('data_hash')}.parquet"
         if tables and labels.exists():
             names = run.get("classes") or {name: [c.description for c in t.classes] for name, t in TASKS.items()}
-            found += label_samples(tables, pd.read_parquet(labels), names)
+            found += label_samples(tables, pd.read_parquet(labels), names, pictures)
         elif tables:
-            cases = [shown for name, shown in pictures.items() if re.fullmatch(rf"case-{group}-\d+", name)]
-            found += report_samples(tables, group, cases if paper == "meit" else [])
-    return found
+            found += report_samples(tables, group, pictures)
+    return [sample(name, [], shown) for name, shown in pictures.items()] + found
 
 
 def browser(found: Sequence[tuple[str, str]], tier: str) -> str:

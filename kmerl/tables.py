@@ -263,7 +263,7 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
         queries, segment_s = attend(evaluation.model, signal_mv, vectors, names, leads, fs_hz)
         file = folder(cfg) / f"attention-{lead_set.replace(' ', '-').replace('+', '-')}.png"
         title = f"test record {record}, {lead_set}"
-        draw_attention(file, signal_mv, fs_hz, queries, segment_s, leads, title=title)
+        draw_attention(file, signal_mv, fs_hz, queries, segment_s, leads, title, f"{dataset}/{record}")
 
 
 def true_classes(rows: pd.DataFrame, release) -> list[str]:

@@ -35,4 +35,5 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
                 item.reference,
                 texts,
                 title=f"{name}, test record {item.id}",
+                record=f"{name}/{item.id}",
             )

@@ -18,11 +18,12 @@ def draw_case(
     predictions: Mapping[str, str],
     title: str = "",
     highlight: Sequence | None = None,
+    record: str = "",
 ) -> None:
     """One ECG on ECG paper, beside its reference report and what each model wrote; the page grows with the text.
 
     signal_mv: [12, n]. reference: "" where there is none. predictions: name of the model or control -> its report.
-    highlight: as `draw_ecg` takes it.
+    highlight: as `draw_ecg` takes it. record: its "group/id", kept in the file.
     """
     text_in, blocks = report_column(reference, predictions, chars=46)
     ecg_in, width_in = 6.2, 15.5
@@ -32,4 +33,4 @@ def draw_case(
     draw_ecg(ax, signal_mv, fs_hz, highlight=highlight).set_title(title, loc="left", fontsize=11)
     ax.set_anchor("N")
     draw_column(fig, 11.75 / width_in, blocks)
-    save(fig, path)
+    save(fig, path, record)

@@ -259,9 +259,8 @@ def draw_attention_case(cfg: Config, experiments: list[str]) -> None:
     signal_mv = release.packed.store.signal_mv(row)[:, : run_cfg.n_samples]
     queries = evaluation.queries[dataset][chosen]
     found, segment_s = attend(evaluation.model, signal_mv, queries, [names[i] for i in chosen], run_cfg.data.fs_hz)
-    draw_attention(
-        folder(cfg) / "attention.png", signal_mv, run_cfg.data.fs_hz, found, segment_s, title=f"test record {record}"
-    )
+    file, title, fs_hz = folder(cfg) / "attention.png", f"test record {record}", run_cfg.data.fs_hz
+    draw_attention(file, signal_mv, fs_hz, found, segment_s, title=title, record=f"{dataset}/{record}")
 
 
 def slot_tasks(release) -> list[str]:

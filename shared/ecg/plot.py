@@ -167,12 +167,14 @@ def draw_attention(
     segment_s: float,
     leads: Sequence[str] = LEADS,
     title: str = "",
+    record: str = "",
 ) -> None:
     """Which leads and segments each query attended to: the ECG on paper, one panel per query, tinted by attention.
 
     signal_mv: [12, n] in mV. queries: name -> (score, attention [12, m] >= 0 of segments of segment_s, 0 elsewhere);
     leads: names of those the model was given, the only ones drawn. Even attention or less is untinted; the full tint is
     the strongest segment of a panel, at least twice even attention. Each lead's share of it stands at its right.
+    record: its "group/id", kept in the file.
     ValueError where a query has no attention on these leads.
     """
     rows, strips = [LEADS.index(lead) for lead in leads], strip_rows(np.asarray(signal_mv), leads)
@@ -200,4 +202,4 @@ def draw_attention(
             ax.text(1.006, baseline, f"{share:.0%}", fontsize=9, color=GREY, **place)
     if title:
         fig.text(0.01, 1 - 0.1 / size[1], title, va="top", fontsize=11, weight="bold", parse_math=False)
-    save(fig, path)
+    save(fig, path, record)

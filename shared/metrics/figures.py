@@ -169,7 +169,9 @@ def _holds_where(kind: str, edges: Sequence[float], lo: float, hi: float) -> lis
     return [(edges[0], edges[1])] if kind == "equivalence" else [(lo, edges[0]), (edges[1], hi)]
 
 
-def save(fig: Figure, path: Path) -> None:
-    """PNG whose bytes depend on the picture alone."""
+def save(fig: Figure, path: Path, record: str = "") -> None:
+    """PNG whose bytes depend on the picture alone. record: "group/id" of the test record that it shows, kept in the
+    file, so that the pages put it beside what was predicted of that record."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, metadata={"Software": None})  # no version in the file: equal input gives equal bytes
+    about = {"Software": None} | ({"Record": record} if record else {})  # no version: equal input gives equal bytes
+    fig.savefig(path, metadata=about)

@@ -3,6 +3,7 @@
 import json
 import platform
 import resource
+import shutil
 import subprocess
 from importlib.metadata import version
 
@@ -13,8 +14,9 @@ VERSIONS = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "sci
 
 def commit() -> str:
     """The commit that runs, with `-dirty` where files differ from it; `unknown` outside a git checkout."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
+    return (git.stdout.strip() if git else "") or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""`make bench [ARGS=--write]`: all benchmarks in one table; --write also saves results/bench.json and renews README."""
+"""`make bench [ARGS=--write]`: all benchmarks in one table; --write also saves results/bench.json and renews README.
+
+Where there is a GPU, the rows it changes alone, and --write saves results/bench-gpu.json.
+"""
 
 import argparse
 import json
@@ -7,13 +10,15 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from shared.metrics.benchmark import COLUMNS, Row
 from shared.metrics.report import markdown_table
 from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme, bench_synth
 
 BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run, bench_synth.run)
 ROOT = Path(__file__).parents[2]
-RESULTS, README = ROOT / "results" / "bench.json", ROOT / "README.md"
+RESULTS, RESULTS_GPU, README = ROOT / "results" / "bench.json", ROOT / "results" / "bench-gpu.json", ROOT / "README.md"
 BEGIN, END = "<!-- make bench ARGS=--write -->", "<!-- end of bench -->"
 
 
@@ -23,16 +28,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--write", action="store_true", help="save the numbers, also in README.md")
     arguments = parser.parse_args()
-    rows = [row for benchmark in BENCHMARKS for row in benchmark()]
+    gpu = torch.cuda.is_available()
+    rows = [row for benchmark in ((bench_ct.on_gpu,) if gpu else BENCHMARKS) for row in benchmark()]
     console = Console(width=None if os.isatty(1) else 140)
     console.print(_table(rows))
     if arguments.write:
-        machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-        README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
-        console.print(f"wrote {RESULTS} and {README}")
+        save(rows, RESULTS_GPU if gpu else RESULTS)
+        if not gpu:
+            README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
     return 0
+
+
+def save(rows: list[Row], file: Path) -> None:
+    """The rows, and on what machine they were measured."""
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    if torch.cuda.is_available():
+        machine |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    print(f"wrote {file}")
 
 
 def with_table(readme: str, rows: list[Row]) -> str:
