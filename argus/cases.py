@@ -16,8 +16,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
         return
     seed = cfg.reproduce.seeds[0]
     run = run_folders(cfg, "argus", seed)[0]
-    data = parse(["--config", str(run / "config.yaml")]).data
-    prepared = prepare(data)
+    prepared = prepare(parse(["--config", str(run / "config.yaml")]))
     records = prepared.table.set_index("id")
     main = read_predictions(cfg, "argus", seed)
     tables = {"Argus": main[main.input == "volume"]}

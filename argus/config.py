@@ -92,6 +92,7 @@ class ReproduceConfig(RunReproduceConfig):
 
     pretrain_lm: bool = False  # start from a small language model that has learnt report text (Deviations)
     backbones: dict[str, str] = field(default_factory=dict)  # size -> hub name, folder or scratch:<family>
+    encoders: dict[str, str] = field(default_factory=dict)  # pre-training -> folder of a ViT made before (Deviations)
 
 
 @dataclass
@@ -108,18 +109,11 @@ class Config(RunConfig):
     PAPER: ClassVar[str] = "argus"
     TESTED: ClassVar[tuple[tuple[str, str], ...]] = (("data", "n_test"),)
 
-    def trained_content(self) -> dict:
-        """Without `data.clip` at its default: runs from before the key keep their hash."""
-        content = super().trained_content()
-        if content["data"]["clip"] == CLIPS[0]:
-            content["data"].pop("clip")
-        return content
-
     def starts(self) -> list[str | None]:
         return [self.model.backbone, self.model.encoder, self.train.init]
 
     def decisive(self) -> dict:
-        shared = {k: getattr(self.reproduce, k) for k in ("seeds", "backbones", "overrides", "pretrain_lm")}
+        shared = {k: getattr(self.reproduce, k) for k in ("seeds", "backbones", "encoders", "overrides", "pretrain_lm")}
         return shared | {"max_new_tokens": self.eval.max_new_tokens}
 
 

@@ -186,7 +186,7 @@ def main(args: list[str] | None = None) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     cfg = parse(args)
-    prepared = prepare(cfg.data)
+    prepared = prepare(cfg)
     checkpoint = checkpoint_of(cfg)
     e = cfg.eval
     models = {name: getattr(e, name) for name in ("green", "ratescore", "radgraph")}

@@ -67,12 +67,13 @@ class Prepared:
         return self.store.batch_hu(rows)[:, None] / np.float32(HU)
 
 
-def prepare(data: DataConfig) -> Prepared:
+def prepare(cfg: Config) -> Prepared:
     """Simulate (where asked), choose, pack and split; from the cache where done before.
 
     Raises FileNotFoundError for a missing tree, with the command that fetches it; ValueError where a key of the config
     leaves nothing to train on or to test.
     """
+    data = cfg.data
     roots = {source: simulated_tree(source, data.simulate) if data.simulate else official_tree(source)
              for source in data.sources}  # fmt: skip
     folder, split_sha256, report = chosen_volumes(data, roots)
@@ -206,7 +207,7 @@ def main(args: list[str] | None = None) -> Prepared:
     args = list(sys.argv[1:] if args is None else args)
     check = "--check" in args
     cfg: Config = parse([arg for arg in args if arg != "--check"])
-    prepared = prepare(cfg.data)
+    prepared = prepare(cfg)
     print(manifest.describe(prepared.report))
     if check:
         prepared.store.verify()

@@ -1,7 +1,8 @@
 """Argus's experiments, and how they are scored and shown: `make reproduce-argus`. The engine is `shared.runs`.
 
     lm                      a small language model on text alone, where the tier has no pre-trained one
-    encoder-<kind>          the ViT, pre-trained (mae | clip | supervised); once for all experiments and seeds
+    encoder-<kind>          the ViT, pre-trained (mae | clip | supervised); once for all experiments and seeds; not
+                            run where `reproduce.encoders` of the tier names one that was made before
     align-<name>            stage 1: compressor and projector, ViT and LLM frozen
     <name>                  stage 2, from `align-<name>`: ViT, projector and LoRA
 
@@ -32,11 +33,13 @@ BY_TIER = ("hr", "geometry-b")  # experiments whose sizes a tier has to name
 
 @dataclass(frozen=True)
 class Recipe(Experiment):
-    """encoder: pre-training of the ViT, None = random weights. own_encoder: pre-trained on this experiment's own data
-    (fewer patients, one slice), not on the common ones. size: of the LLM, a key of `reproduce.backbones`."""
+    """encoder: pre-training of the ViT, None = random weights. given: by the tier's `reproduce.encoders`, where it has
+    one of this kind. own_encoder: pre-trained on this experiment's own data (one slice, another geometry), not on the
+    common ones. size: of the LLM, a key of `reproduce.backbones`."""
 
     inputs: tuple[str, ...] = ("volume",)
     encoder: str | None = ENCODER
+    given: bool = True
     own_encoder: bool = False
     size: str = "small"
 
@@ -61,8 +64,8 @@ def from_argus(**keys) -> Recipe:
 
 
 def share(percent: int) -> dict:
-    """Fewer patients, in every stage and as many updates."""
-    return two_stages(f"data-{percent}", {"data.share": percent / 100}, own_encoder=True)
+    """Fewer patients, in every stage that the tier trains and as many updates."""
+    return two_stages(f"data-{percent}", {"data.share": percent / 100})
 
 
 def on_source(of: str) -> Recipe:
@@ -86,9 +89,9 @@ EXPERIMENTS = {
     **compression("radfm-perceiver", "radfm_perceiver"),
     **compression("hilt", "hilt"),
     **compression("none", "none"),
-    # what the ViT starts from
+    # what the ViT starts from, each pre-trained on the tier's own patients
     **two_stages("from-random", encoder=None),
-    **{k: v for kind in PRETRAINING if kind != ENCODER for k, v in two_stages(f"from-{kind}", encoder=kind).items()},
+    **{k: v for kind in PRETRAINING for k, v in two_stages(f"from-{kind}", encoder=kind, given=False).items()},
     # the schedule
     "frozen-vit": from_argus(**{"model.train_vit": False}),
     "full-llm": from_argus(**{"model.lora_r": 0}),
@@ -142,6 +145,8 @@ class Argus(Paper):
             return f"reproduce.backbones of this tier names no {EXPERIMENTS[name].size} LLM"
         if base(name).startswith(BY_TIER) and not self.of_tier(cfg, base(name)):
             return f"reproduce.overrides of this tier says nothing of {base(name)}"
+        if base(name) == f"from-{ENCODER}" and ENCODER not in cfg.reproduce.encoders:
+            return "the recipe itself is that arm at this tier"
         return next((why for row, why in cfg.reproduce.not_here.items() if base(name).startswith(row)), None)
 
     def starts_from(self, cfg: Config, name: str) -> dict[str, str]:
@@ -150,14 +155,22 @@ class Argus(Paper):
         if not (experiment.train and experiment.score) or experiment.after:
             return {}
         runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
-        if experiment.encoder:
-            own = f"-{base(name)}" if experiment.own_encoder else ""
+        if experiment.encoder and not self.given(cfg, experiment):
+            own = f"-{base(name)}" if experiment.own_encoder or "data.share" in experiment.overrides else ""
             runs["model.encoder"] = f"{PRETRAIN}{experiment.encoder}{own}"
         return runs
+
+    def given(self, cfg: Config, experiment: Recipe) -> str | None:
+        """The folder of the ViT that the tier gives to an experiment."""
+        if not experiment.given or experiment.own_encoder or experiment.encoder is None:
+            return None
+        return cfg.reproduce.encoders.get(experiment.encoder)
 
     def keys(self, cfg: Config, name: str) -> dict:
         experiment = self.experiment(cfg, name)
         keys = {"model.backbone": cfg.reproduce.backbones[experiment.size]}
+        if given := experiment.train and not experiment.after and self.given(cfg, experiment):
+            keys["model.encoder"] = given
         keys["eval.metrics"] = ["bleu", "rouge", "cider_d"]  # METEOR's start-up is paid once, when all runs are scored
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one
@@ -188,7 +201,7 @@ class Argus(Paper):
         return self.of_tier(cfg, name).get(f"train.{key}", getattr(cfg.train, key))
 
     def prepare(self, cfg: Config) -> None:
-        prepare(cfg.data)
+        prepare(cfg)
 
     def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
         """Training reports, once for all runs on the same records: CIDEr-D takes its document frequencies from them."""

@@ -154,10 +154,11 @@ def token_table(scored: dict[str, Scored], facts: dict) -> dict:
     return {"id": "compression", "title": title, "columns": columns, "rows": rows, "note": note}
 
 
-def encoder_rows(scored: dict[str, Scored]) -> dict[str, str]:
-    """label -> key; the recipe's own encoder is the arm that no row of its own has."""
-    rows = {label: f"{name}@volume" if f"{name}@volume" in scored else "" for name, label in ENCODERS.items()}
-    return {label if key else f"{label} (the recipe)": key or "argus@volume" for label, key in rows.items()}
+def encoder_rows(cfg: Config, scored: dict[str, Scored]) -> dict[str, str]:
+    """label -> key, the recipe's own encoder last."""
+    rows = {label: f"{name}@volume" for name, label in ENCODERS.items() if f"{name}@volume" in scored}
+    own = "supervised on further patients" if cfg.reproduce.encoders else "supervised"
+    return rows | {f"{own} (the recipe)": "argus@volume"}
 
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
@@ -179,9 +180,8 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         "never trained on it, another patient's volume": "held-out-scored@shuffle",
     }
     sizes = "Small, medium, large: thirds of the sizes that a finding has in the test set."
-    arms = [name for name in ENCODERS if f"{name}@volume" in scored]
     for rows, args in (
-        (encoder_rows(scored) if arms else {}, ("encoders", "What the ViT was pre-trained with")),
+        (encoder_rows(cfg, scored), ("encoders", "What the ViT was pre-trained with")),
         (volume(SCHEDULE), ("schedule", "Stages")),
         (scale, ("data", "Share of the training patients, as many updates", SHORT)),
         (volume(RUNGS), ("resolution", "Resolution", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),

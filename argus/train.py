@@ -126,7 +126,7 @@ def main(args: list[str] | None = None) -> Path:
     logging.disable_progress_bar()
     cfg = parse(args)
     text_only = cfg.model.objective == "language"
-    prepared = None if text_only else prepare(cfg.data)
+    prepared = None if text_only else prepare(cfg)
     data_hash = texts_hash(cfg.data) if text_only else prepared.data_hash
     if finished(cfg, data_hash):
         print(f"already trained: {cfg.run_dir}")

@@ -14,8 +14,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
         if name not in names:
             continue
         run = run_folders(cfg, name, cfg.reproduce.seeds[0])[0]
-        data = parse(["--config", str(run / "config.yaml")]).data
-        store = prepare(data).store
+        store = prepare(parse(["--config", str(run / "config.yaml")])).store
         row_of = {r: i for i, r in enumerate(store.records.record_id)}
         main = read_predictions(cfg, name, cfg.reproduce.seeds[0])
         others = {"llava": "LLaVA-style", "flamingo": "Flamingo-style"}

@@ -133,7 +133,7 @@ def main(args: list[str] | None = None) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     cfg = parse(args)
-    prepared = prepare(cfg.data)
+    prepared = prepare(cfg)
     checkpoint = checkpoint_of(cfg)
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),

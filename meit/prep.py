@@ -6,12 +6,13 @@ loaders then read it. Everything is cached: a second call returns at once.
 
 import json
 
-from meit.config import Config, DataConfig, parse
+from meit.config import Config, parse
 from shared.ecg.prepare import Prepared, packed, with_split
 
 
-def prepare(data: DataConfig) -> Prepared:
+def prepare(cfg: Config) -> Prepared:
     """Simulate (where asked), pack and split; from the cache where done before."""
+    data = cfg.data
     tree = packed(data.dataset, data.fs_hz, data.simulate)
     if not tree.store.records.report.str.len().any():
         raise ValueError(f"{tree.root}: no record has a report; MEIT needs mimic-iv-ecg or ptb-xl")
@@ -20,7 +21,7 @@ def prepare(data: DataConfig) -> Prepared:
 
 def main(args: list[str] | None = None) -> Prepared:
     cfg: Config = parse(args)
-    prepared = prepare(cfg.data)
+    prepared = prepare(cfg)
     counts = {part: len(ids) for part, ids in prepared.splits.items()}
     summary = {"source": prepared.source, "records": len(prepared.store), "data_hash": prepared.data_hash, **counts}
     print(json.dumps(summary))

@@ -107,7 +107,7 @@ class Meit(Paper):
         return {"model.backbone": backbone, "eval.metrics": ["bleu", "rouge", "cider_d"]}
 
     def prepare(self, cfg: Config) -> None:
-        prepare(cfg.data)
+        prepare(cfg)
 
     def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
         """Training reports: CIDEr-D takes its document frequencies from them."""

@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     cfg = parse(args)
-    prepared = prepare(cfg.data)
+    prepared = prepare(cfg)
     if finished(cfg, prepared.data_hash):
         print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir

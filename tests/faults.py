@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path += [str(Path(__file__).parent / folder) for folder in ("shared", "synth_medvlp")]
 
 import test_ct_broken as ct
+import test_ct_broken_dicom as dicom
 import test_cxr_broken as cxr
 import test_ecg_broken_files as ecg
 from ct_files import thorax, write_dicom, write_nifti
@@ -58,9 +59,9 @@ def faults(folder: Path) -> Iterator[Fault]:
         place.mkdir()
         path = edited(write_nifti(place / "v.nii.gz", **{"hu": thorax()} | arguments), edit)
         yield _fault("CT, NIfTI", name, reason, lambda p=path: ct.read_nifti(p))
-    for name, (change, edit, reason, _) in ct.SERIES.items():
+    for name, (change, edit, reason, _) in dicom.SERIES.items():
         path = edited(write_dicom(next(places), thorax()[:12], change=change or (lambda k, tags: None)), edit)
-        yield _fault("CT, DICOM", name, reason, lambda p=path: ct.read_dicom(p))
+        yield _fault("CT, DICOM", name, reason, lambda p=path: dicom.read_dicom(p))
     for name, (hu, reason) in ct.VALUES.items():
         volume = CtVolume(hu, ct.SPACING)
         yield _fault("CT, values", name, reason, lambda v=volume: ct.check_chest(v, "v.nii.gz"))

@@ -84,7 +84,7 @@ def test_claims_name_runs_that_exist(claims):
 def test_every_experiment_has_options_that_parse(cfg):
     here = [n for n in EXPERIMENTS if not ARGUS.cannot_run(cfg, n)]
     assert {n for n in EXPERIMENTS if n not in here} == {
-        f"{s}llm-{z}" for s in ("", "align-") for z in ("medium", "large")
+        f"{stage}{name}" for stage in ("", "align-") for name in ("llm-medium", "llm-large", f"from-{ENCODER}")
     }
     for name in here:
         run = arguments(cfg, name)
@@ -128,7 +128,21 @@ def test_arms_are_what_they_are_called(cfg):
     assert blind.model.compressor == "no_image" and blind.model.encoder is None and blind.train.steps == 200
     assert arguments(cfg, "align-from-random").model.encoder is None
     assert "encoder-mae/" in arguments(cfg, "align-from-mae").model.encoder
-    assert "from-" + ENCODER not in EXPERIMENTS, "the recipe itself is that arm"
+    assert "recipe itself" in ARGUS.cannot_run(cfg, f"from-{ENCODER}")
+
+
+def test_a_tier_may_name_a_vit_that_was_made_before(cfg):
+    given = replace(cfg, reproduce=replace(cfg.reproduce, encoders={ENCODER: "made/before"}))
+    for name in ("align-argus", "align-avgpool", "align-hr", "align-data-10", "one-stage"):
+        assert arguments(given, name).model.encoder == "made/before", name
+        assert "model.encoder" not in ARGUS.starts_from(given, name), "nothing is pre-trained"
+    assert arguments(given, "argus").model.encoder is None, "it goes on from its first stage"
+    assert arguments(given, "no-image").model.encoder is None
+    for name in (f"from-{ENCODER}", "from-mae", "single-slice", "geometry-b"):  # arms, and other inputs, have their own
+        assert not ARGUS.cannot_run(given, name)
+        own = arguments(given, f"align-{name}").model.encoder
+        assert own.endswith(f"{ARGUS.starts_from(given, f'align-{name}')['model.encoder']}/seed0/checkpoint"), name
+    assert given.decisive() != cfg.decisive()
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "paper"])
@@ -166,7 +180,7 @@ def test_what_a_tier_names_holds_for_the_stages_before(cfg):
     bare = replace(cfg, reproduce=replace(cfg.reproduce, overrides={}))
     for name in EXPERIMENTS:
         why = ARGUS.cannot_run(bare, name)
-        assert bool(why) == (name.removeprefix("align-").startswith((*BY_TIER, "llm-"))), name
+        assert bool(why) == (name.removeprefix("align-").startswith((*BY_TIER, "llm-", f"from-{ENCODER}"))), name
 
 
 @pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])

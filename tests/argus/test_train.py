@@ -125,7 +125,7 @@ def test_a_killed_run_resumes_to_the_same_weights(extra, cache, tmp_path, monkey
 
 def test_two_learning_rates_and_accumulation(cache, tmp_path):
     cfg = parse(options(tmp_path, "--train.encoder_lr=1e-6", "--train.global_batch=4", "--train.adam_beta2=0.95"))
-    model, _, train_set, collator = entry.build(cfg, prepare(cfg.data))
+    model, _, train_set, collator = entry.build(cfg, prepare(cfg))
     args = entry.arguments(cfg, "")
     trainer = entry.ArgusTrainer(
         model=model, args=args, train_dataset=train_set, data_collator=collator, encoder_lr=cfg.train.encoder_lr

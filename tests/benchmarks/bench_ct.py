@@ -146,7 +146,7 @@ def loading() -> Row:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CACHE_ROOT=folder):
         cfg = parse(["--config=argus/configs/laptop.yaml", few])
         cfg.model.backbone = cfg.reproduce.backbones["small"]
-        model, _, train_set, collate = build(cfg, prepare(cfg.data))
+        model, _, train_set, collate = build(cfg, prepare(cfg))
         items = np.random.default_rng(0).permutation(len(train_set))[: cfg.train.micro_batch].tolist()
         read = lambda rows: collate([train_set[i] for i in rows])  # noqa: E731
         return against_reading("argus", model.train(), read, items, cfg.train.bf16)

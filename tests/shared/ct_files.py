@@ -213,3 +213,8 @@ def inspect(root: Path, n: int, splits=("train", "valid", "test")) -> Path:
     labels = [{"impression_id": key, "pe_positive": "True", "1_month_mortality": "Censored"} for key in keys]
     write_csv(root / "Final_labels.csv", labels)
     return root
+
+
+def cut(path: Path, n_bytes: int) -> None:
+    """Keep the first n bytes; below 0, all but so many."""
+    path.write_bytes(path.read_bytes()[:n_bytes])
