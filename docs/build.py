@@ -185,7 +185,7 @@ def label_samples(
 
 
 def sample_pictures(paper: str, card: Mapping, folder: Path, img: Path) -> dict[str, str]:
-    """Test record, as its picture names it -> its pictures; a sheet of maps, which shows several, is cut into rows under their names."""
+    """Test record, as its picture names it -> its pictures; a sheet of maps, which shows several, is cut into rows."""
     found: dict[str, str] = {}
     for f in (f for f in card["figures"] if f["file"].startswith(SAMPLE_PICTURES)):
         image, stem = Image.open(folder / f["file"]), Path(f["file"]).stem
