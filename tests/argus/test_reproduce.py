@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import yaml
 
 from argus.cases import spot
 from argus.compress import build_compressor
-from argus.config import parse
+from argus.config import Config, parse
 from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
@@ -129,6 +129,26 @@ def test_arms_are_what_they_are_called(cfg):
     assert arguments(cfg, "align-from-random").model.encoder is None
     assert "encoder-mae/" in arguments(cfg, "align-from-mae").model.encoder
     assert "recipe itself" in ARGUS.cannot_run(cfg, f"from-{ENCODER}")
+
+
+@pytest.mark.parametrize("name", ["lm", "encoder"])
+def test_shipped_weights_are_what_their_config_makes(name):
+    made = yaml.safe_load(Path(f"argus/weights/{name}/config.yaml").read_text())
+    asked = asdict(parse([f"--config=argus/configs/{name}.yaml"]))
+    for section in Config.TRAINED:  # keys that came later stand at their default
+        assert {k: asked[section][k] for k in made[section]} == made[section], section
+    run = json.loads(Path(f"argus/weights/{name}/run.json").read_text())
+    assert run["steps"] == asked["train"]["steps"] and run["processes"] == 1
+    laptop = parse(["--config=argus/configs/laptop.yaml"])
+    assert f"argus/weights/{name}/checkpoint" in (
+        *laptop.reproduce.backbones.values(),
+        *laptop.reproduce.encoders.values(),
+    )
+
+
+def test_the_shipped_vit_saw_none_of_the_patients():
+    drawn = [parse([f"--config=argus/configs/{name}.yaml"]).data.simulate.seed for name in ("encoder", "laptop")]
+    assert len({*drawn, 100}) == 3, "nor those of the development seed"
 
 
 def test_a_tier_may_name_a_vit_that_was_made_before(cfg):
