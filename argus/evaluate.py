@@ -4,7 +4,8 @@ Greedy decoding of newly generated tokens only, one prompt per target section (r
 corrected). Every kind of input in `eval.inputs` is generated with the same weights: the true volume and the controls
 (zero, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun each
 process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a language
-model. A run without inputs is a stage that only another run goes on from: nothing is predicted.
+model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a ViT that was
+pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed instead.
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from transformers.utils import logging
 
 from argus.clinical import rate
 from argus.config import Config, parse
-from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
+from argus.data import PretrainDataset, ReportDataset, load_tokenizer, model_input, prompt_batch, read_volumes
 from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
+from argus.pretrain import EncoderPretraining
 from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
+from shared.metrics.classification import auroc_per_class
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.runs.config import hash_of
@@ -141,6 +144,21 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel
     return in_parts(jobs, part, parts, f"generating {cfg.experiment}")
 
 
+@torch.inference_mode()
+def label_auroc(cfg: Config, prepared: Prepared, checkpoint: Path) -> dict[str, float]:
+    """Mean AUROC over CT-RATE's labels that a supervised ViT reaches, on the first training and the test volumes, as
+    many of both: far apart, it has learnt its training volumes by heart."""
+    model = EncoderPretraining.from_pretrained(checkpoint).to(device()).eval()
+    test = PretrainDataset(prepared, "test", limit=cfg.data.n_test)
+    found = {}
+    for part, dataset in (("train", PretrainDataset(prepared, "train", limit=len(test))), ("test", test)):
+        rows, size = dataset.records.row.to_numpy(), cfg.eval.batch
+        batches = [read_volumes(prepared, rows[i : i + size], cfg.data.slice_only) for i in range(0, len(rows), size)]
+        scores = torch.cat([model(volume=b.to(model.device)).logits.float().cpu() for b in batches]).numpy()
+        found[part] = round(float(np.nanmean(auroc_per_class(dataset.labels, scores))), 4)
+    return found
+
+
 # --- what was drawn ---
 
 
@@ -207,7 +225,10 @@ def main(args: list[str] | None = None) -> Path:
     summary = {"source": prepared.source, "data_hash": prepared.data_hash, "records_hash": records_hash(cfg, prepared)}
     table, metrics = pd.DataFrame({c: pd.Series(dtype=str) for c in COLUMNS}), {}
     train_reports = prepared.table[prepared.table.part == "train"].target
-    if cfg.eval.inputs:
+    if cfg.model.objective == "supervised":
+        summary["label_auroc"] = label_auroc(cfg, prepared, checkpoint)
+        print("AUROC over the labels, " + ", ".join(f"{k}: {v:.3f}" for k, v in summary["label_auroc"].items()))
+    elif cfg.eval.inputs:
         model = ArgusModel.from_pretrained(checkpoint).to(device()).eval()
         summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens
         table = predict(cfg, prepared, checkpoint, model)
@@ -220,7 +241,11 @@ def main(args: list[str] | None = None) -> Path:
     summary |= identity | {"commit": commit(), "metrics": metrics}
     summary["wall_s"] = round(time.perf_counter() - start, 1)
     keep(cfg, summary, predictions=table, train_reports=train_reports.to_frame("report"))  # the latter for CIDEr-D
-    print(", ".join([f"evaluated: {cfg.run_dir}", *(f"{k}: {shown(metrics, k)}" for k in cfg.eval.inputs[:1])]))
+    print(
+        ", ".join(
+            [f"evaluated: {cfg.run_dir}", *(f"{k}: {shown(metrics, k)}" for k in cfg.eval.inputs[:1] if k in metrics)]
+        )
+    )
     return cfg.run_dir
 
 

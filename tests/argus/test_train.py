@@ -4,15 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from packages import run as start
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 from transformers import TrainerCallback
 
+from argus import evaluate
 from argus import train as entry
 from argus.config import parse
+from argus.data import PretrainDataset, read_volumes
 from argus.prep import prepare
+from argus.pretrain import EncoderPretraining
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "argus" / "configs" / "smoke.yaml"
@@ -94,6 +99,22 @@ def test_other_objectives_train(objective, cache, tmp_path):
     assert len(losses(folder)) == 2 and {"config.json", "model.safetensors"} == {
         f.name for f in (folder / "checkpoint").iterdir()
     }
+
+
+def test_a_supervised_vit_is_scored_by_its_labels(cache, tmp_path):
+    more = ("--model.objective=supervised", "--train.steps=2", "--data.simulate.n_patients={ct-rate: 40, bimcv-r: 4}")
+    folder = run(tmp_path, *more)
+    evaluate.main(options(tmp_path, *more))
+    found = json.loads((folder / "metrics.json").read_text())["label_auroc"]
+    cfg = parse(options(tmp_path, *more))
+    test = PretrainDataset(prepare(cfg), "test")
+    model = EncoderPretraining.from_pretrained(folder / "checkpoint").eval()
+    with torch.inference_mode():
+        scores = model(volume=read_volumes(test.prepared, test.records.row.to_numpy())).logits
+    both = [k for k in range(18) if len(set(test.labels[:, k])) == 2]
+    assert len(both) > 2
+    by_library = np.mean([roc_auc_score(test.labels[:, k], scores[:, k]) for k in both])
+    assert found["test"] == pytest.approx(by_library, abs=1e-4) and 0 <= found["train"] <= 1
 
 
 class Killed(Exception):
