@@ -226,6 +226,8 @@ def main(args: list[str] | None = None) -> Path:
     table, metrics = pd.DataFrame({c: pd.Series(dtype=str) for c in COLUMNS}), {}
     train_reports = prepared.table[prepared.table.part == "train"].target
     if cfg.model.objective == "supervised":
+        if rank():  # nothing to share among processes
+            return cfg.run_dir
         summary["label_auroc"] = label_auroc(cfg, prepared, checkpoint)
         print("AUROC over the labels, " + ", ".join(f"{k}: {v:.3f}" for k, v in summary["label_auroc"].items()))
     elif cfg.eval.inputs:

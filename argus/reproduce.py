@@ -155,12 +155,12 @@ class Argus(Paper):
         if not (experiment.train and experiment.score) or experiment.after:
             return {}
         runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
-        if experiment.encoder and not self.given(cfg, experiment):
+        if experiment.encoder and not self.shipped(cfg, experiment):
             own = f"-{base(name)}" if experiment.own_encoder or "data.share" in experiment.overrides else ""
             runs["model.encoder"] = f"{PRETRAIN}{experiment.encoder}{own}"
         return runs
 
-    def given(self, cfg: Config, experiment: Recipe) -> str | None:
+    def shipped(self, cfg: Config, experiment: Recipe) -> str | None:
         """The folder of the ViT that the tier gives to an experiment."""
         if not experiment.given or experiment.own_encoder or experiment.encoder is None:
             return None
@@ -169,8 +169,8 @@ class Argus(Paper):
     def keys(self, cfg: Config, name: str) -> dict:
         experiment = self.experiment(cfg, name)
         keys = {"model.backbone": cfg.reproduce.backbones[experiment.size]}
-        if given := experiment.train and not experiment.after and self.given(cfg, experiment):
-            keys["model.encoder"] = given
+        if vit := experiment.train and not experiment.after and self.shipped(cfg, experiment):
+            keys["model.encoder"] = vit
         keys["eval.metrics"] = ["bleu", "rouge", "cider_d"]  # METEOR's start-up is paid once, when all runs are scored
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one

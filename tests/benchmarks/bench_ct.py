@@ -45,7 +45,7 @@ def run() -> list[Row]:
 
 
 def on_gpu() -> list[Row]:
-    """What a GPU changes: under two minutes, 13 GB of its memory."""
+    """What a GPU changes; 13 GB of its memory."""
     whole = [whole_volume(patch) for patch in WHOLE]
     return [*steps(), *whole, *(whole_training(patch) for patch in ("16,16,16", "4,16,16"))]
 
