@@ -96,6 +96,12 @@ def augment(images: torch.Tensor, draws: torch.Tensor, cfg: AugmentConfig) -> to
     return ((images - middle) * gain + middle * lift).clamp(0, 1)
 
 
+def texts_of(pairs: Pairs) -> list[list[str]]:
+    """The sentences of each report."""
+    sections = pairs.table[["findings", "impression"]].fillna("").to_numpy()
+    return [report_sentences(*both) for both in sections]
+
+
 class PairDataset(Dataset):
     """Pairs of one or more folders, in a shuffled order. keep: for each of them a mask bool [n], or None for all.
 
@@ -109,8 +115,8 @@ class PairDataset(Dataset):
         for number, (some, mask) in enumerate(zip(pairs, keep, strict=True)):
             kept = np.arange(len(some)) if mask is None else np.flatnonzero(mask)
             places.append(np.stack([np.full(len(kept), number), kept], 1))
-            sections = some.table[["findings", "impression"]].fillna("").to_numpy()[kept]
-            texts += [report_sentences(*both) for both in sections]
+            said = texts_of(some)
+            texts += [said[i] for i in kept]
         order = np.random.default_rng([seed, 1]).permutation(len(texts))
         usable = [i for i in order if texts[i]]
         self.left_out = len(texts) - len(usable)
@@ -138,10 +144,6 @@ class PairDataset(Dataset):
             "text": " ".join(texts[k] for k in chosen),
             "draws": draws,
         }
-
-    def vocabulary(self) -> list[str]:
-        """All sentences, of which a tokenizer can learn."""
-        return [text for texts in self.texts for text in texts]
 
 
 class BySource(Sampler):

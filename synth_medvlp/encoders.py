@@ -79,7 +79,7 @@ class TextTowerConfig:
     """Section `model.text:`. The sizes are read where `name` is null.
 
     Args:
-        name: hub name or folder of a BERT with its tokenizer; null = new, WordPiece trained on the training texts.
+        name: hub name or folder of a BERT with its tokenizer; null = new, WordPiece trained on the real texts.
         pretrained: false = the sizes and the tokenizer of `name`, new weights.
         frozen: nothing of the tower is trained (with new weights: the control of a random text tower).
         frozen_layers: first layers that keep their weights; null = by profile (6 in convirt). Embeddings are trained,

@@ -7,6 +7,7 @@ import numpy as np
 from synth_medvlp.anatomy import Patient, Shape
 
 ZONES = ("upper", "middle", "lower")
+FAINT, DENSE = 0.4, 0.6  # extent of a consolidation: below the first also an infiltrate, above the second pneumonia
 _NONE = (("",), (1.0,))  # names and weights where there is nothing to choose
 
 

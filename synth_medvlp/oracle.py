@@ -16,7 +16,7 @@ import numpy as np
 from synth_medvlp.anatomy import draw_exposure, draw_patient
 from synth_medvlp.dictionary_ner import DictionaryNer
 from synth_medvlp.diffusion import shows_nothing, told
-from synth_medvlp.findings import EXCLUDES, KINDS, Finding, draw_finding
+from synth_medvlp.findings import DENSE, EXCLUDES, FAINT, KINDS, Finding, draw_finding
 from synth_medvlp.lexicon import ANATOMY, Mention, sentences
 from synth_medvlp.simulate import HOSPITALS, picture
 
@@ -45,7 +45,7 @@ _NAMES = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), name) for words, name
     (r"enteric tube|feeding tube|nasogastric tube|orogastric tube|gastric tube|n?ng tube|dobhoff tube",
      "feeding_tube"),
     (r"central (?:venous )?(?:line|catheter)|venous line|jugular line|subclavian line|picc(?: line)?", "central_line"),
-    (r"consolidations?|pneumonia|bronchopneumonia|opacity|opacities|opacification|infiltrates?|airspace disease|"
+    (r"consolidations?|pneumonia|bronchopneumonia|opacity|opacities|opacification|infiltrat\w+|airspace disease|"
      r"infection", "consolidation"),
 )]  # fmt: skip
 _SIDES = [(re.compile(words, re.IGNORECASE), side) for words, side in (
@@ -65,6 +65,9 @@ _SIZES = [(re.compile(words, re.IGNORECASE), low, high) for words, low, high in 
     (r"\btiny|\btrace|\bminimal|\bslight|\bpossible|\bquestionable", 0.03, 0.2),
     (r"\bsmall|\bmild", 0.1, 0.4), (r"\bmoderate", 0.4, 0.7),
     (r"\blarge|\bsevere|\bmassive|\bmarked|\bgross", 0.7, 1.0),
+)]  # fmt: skip
+_DENSITIES = [(re.compile(words, re.IGNORECASE), low, high) for words, low, high in (
+    (r"infiltrat", 0.0, FAINT), (r"pneumonia", DENSE, 1.0),
 )]  # fmt: skip
 _MEASURE = re.compile(r"(\d+(?:\.\d+)?)\s?(mm|cm)\b", re.IGNORECASE)
 
@@ -118,6 +121,10 @@ def _extent(name: str, words: str, sentence: str, rng) -> float | None:
     for text in (words, sentence):
         for pattern, low, high in _SIZES:
             if pattern.search(text):
+                return float(rng.uniform(low, high))
+    if name == "consolidation":
+        for pattern, low, high in _DENSITIES:
+            if pattern.search(words):
                 return float(rng.uniform(low, high))
     return None
 

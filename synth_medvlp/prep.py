@@ -17,10 +17,12 @@ from synth_medvlp.pairs import Pairs
 
 @dataclass
 class Pretraining:
-    """Training pairs of one or two folders; keep: for each a mask bool [n], or None for all."""
+    """Training pairs of one or two folders; keep: for each a mask bool [n], or None for all. real: the real pairs,
+    whose texts a new tokeniser learns, so that all regimes read by one."""
 
     pairs: list[Pairs]
     keep: list[np.ndarray | None]
+    real: Pairs
     data_hash: str
     split_sha256: str
     source: str
@@ -38,7 +40,8 @@ def prepare(cfg: Config) -> Pretraining:
         keep.append(None)
     kept = [None if mask is None else np.packbits(mask).tolist() for mask in keep]
     data_hash = hash_of([[p.sha256 for p in pairs], kept])
-    return Pretraining(pairs, keep, data_hash, real(cfg).sha256, "simulated" if cfg.data.simulate else "mimic-cxr-jpg")
+    of_hospital, source = real(cfg), "simulated" if cfg.data.simulate else "mimic-cxr-jpg"
+    return Pretraining(pairs, keep, of_hospital, data_hash, of_hospital.sha256, source)
 
 
 def prepare_tasks(cfg: Config) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synth_medvlp.findings import KINDS, Finding
+from synth_medvlp.findings import DENSE, FAINT, KINDS, Finding
 
 POSITIVE, UNCERTAIN, NEGATIVE = "positive", "uncertain", "negative"
 _HEDGE_BELOW = 0.28  # extent
@@ -52,6 +52,17 @@ _BOTH_SIDES = {
     "consolidation": ["bilateral {zone} consolidations+", "multifocal bilateral consolidation, mainly in the {zone}s"],
     "atelectasis": ["bibasilar atelectasis", "bibasilar linear atelectasis", "atelectasis at both bases"],
 }
+# What a consolidation is also called, by how dense it is: a faint one an infiltrate, a dense one pneumonia, as the test
+# hospitals label them (`simulate_vocabulary`). -> (phrases of one side, of both sides)
+_FAINT = (
+    ["{side} {zone} infiltrate", "infiltrate in the {side} {zone}", "{side} {zone} infiltration"],
+    ["bilateral {zone} infiltrates+", "bilateral infiltration, mainly in the {zone}s"],
+)
+_DENSE = (
+    ["{side} {zone} pneumonia", "pneumonia in the {side} {zone}", "{side}-sided pneumonia of the {zone}"],
+    ["bilateral {zone} pneumonia", "multifocal bilateral pneumonia, mainly in the {zone}s"],
+)
+_ALSO = 0.5  # share of its sentences that say so
 # Sentences of their own beside the frames below.
 _SENTENCES = {
     "cardiomegaly": ["The heart is {sev}ly enlarged.", "The cardiac silhouette is {sev}ly enlarged."],
@@ -71,7 +82,7 @@ _FRAMES = {
 }  # fmt: skip
 _DENIED = {
     "pneumothorax": ["pneumothorax"], "pleural_effusion": ["pleural effusion", "effusion"],
-    "consolidation": ["focal consolidation", "consolidation"], "edema": ["pulmonary edema"],
+    "consolidation": ["focal consolidation", "consolidation", "pneumonia"], "edema": ["pulmonary edema"],
     "rib_fracture": ["acute rib fracture", "displaced rib fracture", "rib fracture"], "nodule": ["suspicious nodule"],
     "mass": ["mass"], "atelectasis": ["atelectasis"],
 }  # fmt: skip
@@ -128,7 +139,10 @@ def _words(f: Finding) -> dict:
 def noun_phrase(f: Finding, rng: np.random.Generator) -> tuple[str, bool]:
     """(words for a finding, whether they are plural)."""
     both = f.side == "bilateral" and f.name in _BOTH_SIDES
-    phrase = _pick((_BOTH_SIDES if both else _PHRASES)[f.name], rng)
+    phrases = (_BOTH_SIDES if both else _PHRASES)[f.name]
+    if f.name == "consolidation" and (f.extent < FAINT or f.extent > DENSE) and rng.random() < _ALSO:
+        phrases = (_FAINT if f.extent < FAINT else _DENSE)[both]
+    phrase = _pick(phrases, rng)
     return phrase.rstrip("+").format(**_words(f)), phrase.endswith("+")
 
 
@@ -136,7 +150,7 @@ def _article(phrase: str) -> str:
     """A phrase after "There is": with its article where it is countable."""
     mass_nouns = ("cardiomegaly", "edema", "atelectasis", "emphysema", "fibrosis", "thickening", "scoliosis", "change")
     head = phrase.split(" of ")[0].split(" at ")[0].split(" on ")[0].split(" in ")[0]
-    if any(word in head for word in (*mass_nouns, "consolidation", "enlargement")):
+    if any(word in head for word in (*mass_nouns, "consolidation", "infiltration", "pneumonia", "enlargement")):
         return phrase
     return ("an " if phrase[0] in "aeiou8" else "a ") + phrase
 

@@ -1,6 +1,6 @@
 """What each release calls the simulated findings: CheXpert's 14 classes, ChestX-ray14's, and PadChest's label names."""
 
-from synth_medvlp.findings import KINDS, Finding
+from synth_medvlp.findings import DENSE, FAINT, KINDS, Finding
 
 CHEXPERT = {
     "cardiomegaly": ("Cardiomegaly", "Enlarged Cardiomediastinum"), "pleural_effusion": ("Pleural Effusion",),
@@ -40,8 +40,8 @@ def nih_labels(findings: list[Finding]) -> set[str]:
     found = {_NIH[f.name] for f in findings if f.name in _NIH}
     for f in findings:
         if f.name == "consolidation":
-            found |= {"Infiltration"} if f.extent < 0.4 else {"Consolidation"}
-            found |= {"Pneumonia"} if f.extent > 0.7 else set()
+            found |= {"Infiltration"} if f.extent < FAINT else {"Consolidation"}
+            found |= {"Pneumonia"} if f.extent > DENSE else set()
     return found
 
 
@@ -51,7 +51,7 @@ def padchest_labels(findings: list[Finding]) -> list[str]:
     for f in findings:
         found += _PADCHEST[f.name]
         finer = {
-            "consolidation": "pneumonia" if f.extent > 0.5 else "",
+            "consolidation": "pneumonia" if f.extent > DENSE else "",
             "pleural_thickening": "apical pleural thickening" if f.place == "apical" else "",
             "tortuous_aorta": "supra aortic elongation" if f.extent > 0.6 else "",
             "pacemaker": "dual chamber device" if f.extent > 0.35 else "single chamber device",

@@ -10,7 +10,7 @@ from synth_medvlp.simulate_reports import NEGATIVE, POSITIVE, UNCERTAIN, write_r
 
 WORDS = {
     "cardiomegaly": r"cardiomegaly|enlarge", "pleural_effusion": r"effusion", "pneumothorax": r"pneumothorax",
-    "consolidation": r"consolidation", "edema": r"edema", "atelectasis": r"atelectasis", "nodule": r"nodule",
+    "consolidation": r"consolidation|pneumonia|infiltrat", "edema": r"edema", "atelectasis": r"atelectasis", "nodule": r"nodule",
     "mass": r"\bmass\b", "granuloma": r"granuloma", "rib_fracture": r"fracture", "hiatal_hernia": r"hernia",
     "emphysema": r"emphysem", "fibrosis": r"fibrosis", "pleural_thickening": r"thickening", "scoliosis": r"scoliosis",
     "tortuous_aorta": r"tortuous", "pacemaker": r"pacemaker", "central_line": r"central venous",
@@ -96,6 +96,18 @@ def test_faint_findings_are_hedged_and_devices_never():
     assert all(r.mentions["consolidation"] == POSITIVE for r in plain)
     device = [write_report([Finding("pacemaker", "left", "", 0.1)], rng) for _ in range(50)]
     assert all(r.mentions["pacemaker"] == POSITIVE for r in device)
+
+
+@pytest.mark.parametrize("side", ["left", "bilateral"])
+@pytest.mark.parametrize(("extent", "also"), [(0.2, "infiltrat"), (0.5, None), (0.8, "pneumonia")])
+def test_a_faint_consolidation_is_also_called_infiltrate_and_a_dense_one_pneumonia(extent, also, side):
+    rng = np.random.default_rng(2)
+    told = [write_report([Finding("consolidation", side, "lower", extent)], rng) for _ in range(200)]
+    texts = [f"{r.findings} {r.impression}".lower() for r in told]
+    share = {word: np.mean([word in text for text in texts]) for word in ("consolidation", "infiltrat", "pneumonia")}
+    for word in ("infiltrat", "pneumonia"):
+        assert 0.35 < share[word] < 0.9 if word == also else share[word] == 0, share
+    assert share["consolidation"] > 0.6, share
 
 
 def test_wording_varies_and_is_repeatable():

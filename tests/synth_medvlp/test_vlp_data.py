@@ -185,7 +185,7 @@ def test_pairs_without_text_are_counted():
     some = pairs(3, findings=["", None, "Lungs are clear."])
     some.table["impression"] = ["edema", "no edema", ""]
     dataset = PairDataset([some], [None], PLAIN, seed=0)
-    assert dataset.left_out == 1 and sorted(dataset.vocabulary()) == ["lungs are clear", "no edema"]
+    assert dataset.left_out == 1 and sorted(dataset.texts) == [["lungs are clear"], ["no edema"]]
     with pytest.raises(ValueError, match="none of 1 pairs"):
         PairDataset([some], [np.array([True, False, False])], PLAIN, seed=0)
 
