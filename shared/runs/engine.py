@@ -184,7 +184,7 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
     args = sys.argv[1:] if args is None else args
     values = vars(command.instantiate(command.parse_args(args)))
     everything, claim, rescore = (values.pop(k) for k in ("all", "claim", "rescore"))
-    values.pop("config")
+    tier = parse_as(paper.config, [f"--config={file}" for file in values.pop("config")])
     cfg = paper.config(**values)
     claims = load_claims(paper.folder / "claims.yaml")
     if not rescore:
@@ -194,7 +194,8 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
         check_writable("runs", cfg.runs)
         check_writable("results", cfg.results)
         run_all(paper, cfg, names)
-        timed = from_nothing and claim is None and not everything
+        own = (cfg.tier_hash(), cfg.reproduce) == (tier.tier_hash(), tier.reproduce)
+        timed = from_nothing and own and claim is None and not everything
         headline_s = time.monotonic() - started if timed else None
         evidence.collect(paper, cfg, names, peak_rss_mb(cfg), headline_s)
     return evidence.score(paper, cfg, claims)

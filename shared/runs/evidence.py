@@ -53,14 +53,13 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int, he
     """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
 
     `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran. headline_s: by the
-    clock, of a call that ran its experiments from nothing; it is the headline's where no others lie in the folder.
+    clock, of a call that ran the tier's own headline from nothing.
     """
     out = folder(cfg)
     file = out / "runs.json"
     empty = {"tier_hash": cfg.tier_hash(), "runs": {}, "peak_rss_mb": 0}
     facts = json.loads(file.read_text()) if file.exists() else empty
     (out / "predictions").mkdir(parents=True, exist_ok=True)
-    others = {run for run in facts["runs"] if run.rpartition("/seed")[0] not in names}
     for name in names:
         for seed in cfg.reproduce.seeds:
             runs = run_folders(cfg, name, seed)
@@ -75,7 +74,7 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int, he
         "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
         "seeds": cfg.reproduce.seeds,
         "environment": versions(),
-    } | ({} if headline_s is None or others else {"headline_s": round(headline_s, 1)})
+    } | ({} if headline_s is None else {"headline_s": round(headline_s, 1)})
     file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     paper.pictures(cfg, names)
 

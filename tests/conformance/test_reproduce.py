@@ -56,6 +56,21 @@ def test_a_second_call_runs_nothing_again(package, smoke, cache):
     assert {p: p.stat().st_mtime_ns for p in (smoke / "runs").glob("**/*.json")} == stamps
 
 
+def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, monkeypatch):
+    paper = importlib.import_module(f"{package.name}.reproduce")
+    one = importlib.import_module(f"{package.name}.config").parse(["--config", package.config]).reproduce.headline[0]
+    timed = []
+    monkeypatch.setattr(engine, "run_all", lambda *_: None)
+    monkeypatch.setattr(engine.evidence, "collect", lambda *args: timed.append(args[-1]))
+    monkeypatch.setattr(engine.evidence, "score", lambda *_: {})
+    fresh = ["--config", package.config, f"--results={tmp_path / 'results'}"]
+    for number, other in enumerate(([], ["--all"], ["--claim", one], [f'--reproduce.headline=["{one}"]'])):
+        paper.main([*fresh, f"--runs={tmp_path / str(number)}", *other])
+    (tmp_path / "0" / package.name / "smoke" / one / "seed0").mkdir(parents=True)
+    paper.main([*fresh, f"--runs={tmp_path / '0'}"])
+    assert [seconds is not None for seconds in timed] == [True, False, False, False, False]
+
+
 def test_reproduction_page_equals_committed_scorecards(package):
     claims = scorecard.load_claims(ROOT / package.name / "claims.yaml")
     files = {t: ROOT / "results" / package.name / t / "scorecard.json" for t in scorecard.TIERS if t != "smoke"}

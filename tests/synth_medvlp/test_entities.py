@@ -20,7 +20,8 @@ SHORT = {"A": "ABNORMALITY", "NA": "NON-ABNORMALITY", "D": "DISEASE", "ND": "NON
 # What a mention of each simulated finding looks like, in words of our own.
 WORDS = {
     "cardiomegaly": r"cardiomegaly|heart|\bcardiac", "pleural_effusion": "effusion", "pneumothorax": "pneumothorax",
-    "consolidation": "consolidation|pneumonia|infiltrat", "edema": "edema", "atelectasis": "atelectasis", "nodule": "nodule",
+    "consolidation": "consolidation|pneumonia|infiltrat",
+    "edema": "edema", "atelectasis": "atelectasis", "nodule": "nodule",
     "mass": r"\bmass\b", "granuloma": "granuloma", "rib_fracture": "fracture", "hiatal_hernia": "hernia",
     "emphysema": "emphysem", "fibrosis": "fibrosis", "pleural_thickening": "thickening", "scoliosis": "scoliosis",
     "tortuous_aorta": "aorta", "pacemaker": "pacemaker", "central_line": "central venous",

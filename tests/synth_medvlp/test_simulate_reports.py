@@ -10,7 +10,8 @@ from synth_medvlp.simulate_reports import NEGATIVE, POSITIVE, UNCERTAIN, write_r
 
 WORDS = {
     "cardiomegaly": r"cardiomegaly|enlarge", "pleural_effusion": r"effusion", "pneumothorax": r"pneumothorax",
-    "consolidation": r"consolidation|pneumonia|infiltrat", "edema": r"edema", "atelectasis": r"atelectasis", "nodule": r"nodule",
+    "consolidation": r"consolidation|pneumonia|infiltrat",
+    "edema": r"edema", "atelectasis": r"atelectasis", "nodule": r"nodule",
     "mass": r"\bmass\b", "granuloma": r"granuloma", "rib_fracture": r"fracture", "hiatal_hernia": r"hernia",
     "emphysema": r"emphysem", "fibrosis": r"fibrosis", "pleural_thickening": r"thickening", "scoliosis": r"scoliosis",
     "tortuous_aorta": r"tortuous", "pacemaker": r"pacemaker", "central_line": r"central venous",
