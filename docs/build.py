@@ -72,7 +72,7 @@ def described(paper: str) -> tuple[str, str]:
 # --- pictures ---
 
 
-def blocks(dark: np.ndarray, gap: int = 8) -> list[tuple[int, int]]:
+def blocks(dark: np.ndarray, gap: int) -> list[tuple[int, int]]:
     """Runs of True in a profile [n], as (start, end); gaps of up to `gap` are bridged."""
     at = np.flatnonzero(dark)
     parts = np.split(at, np.flatnonzero(np.diff(at) > gap) + 1)
@@ -83,17 +83,6 @@ def without_text(image: Image.Image) -> Image.Image:
     """The ECG of a case without the column of texts beside it, which the page shows as text."""
     columns = blocks((np.asarray(image.convert("L")) < 250).any(0), gap=12)
     return image.crop((0, 0, min(columns[0][1] + 8, image.width), image.height)) if columns else image
-
-
-def strips(image: Image.Image) -> list[Image.Image]:
-    """Rows of a sheet of pictures, each with the line of titles above it."""
-    rows, top = [], None
-    for start, end in blocks((np.asarray(image.convert("L")) < 250).any(1), gap=2):
-        top = start if top is None else top
-        if end - start > image.height // 20:  # a row of pictures closes what its titles opened
-            rows.append(image.crop((0, max(top - 6, 0), image.width, min(end + 6, image.height))))
-            top = None
-    return rows
 
 
 def picture(image: Image.Image, file: Path, alt: str, caption: str = "", wide: bool = False) -> str:
@@ -185,18 +174,16 @@ def label_samples(
 
 
 def sample_pictures(paper: str, card: Mapping, folder: Path, img: Path) -> dict[str, str]:
-    """Test record, as its picture names it -> its pictures; a sheet of maps, which shows several, is cut into rows."""
+    """Test record, as its picture names it -> its pictures."""
     found: dict[str, str] = {}
     for f in (f for f in card["figures"] if f["file"].startswith(SAMPLE_PICTURES)):
         image, stem = Image.open(folder / f["file"]), Path(f["file"]).stem
         record = image.info.get("Record")
-        parts = strips(image) if stem == "maps" else [without_text(image) if paper == "meit" else image]
-        for i, part in enumerate(parts):
-            name = stem + (f", {i + 1} of {len(parts)}" if len(parts) > 1 else "")
-            file = img / f"{paper}-{card['tier']}-{stem}-{i + 1}.webp"
-            shown = picture(part, file, f"{f['caption']} ({name})", f["caption"], wide=stem != "maps")
-            key = record or (name[0].upper() + name[1:]).replace("-", ": ", 1)
-            found[key] = found.get(key, "") + shown
+        image = without_text(image) if paper == "meit" else image
+        file = img / f"{paper}-{card['tier']}-{stem}.webp"
+        shown = picture(image, file, f"{f['caption']} ({stem})", f["caption"], wide=not stem.startswith("maps"))
+        key = record or (stem[0].upper() + stem[1:]).replace("-", ": ", 1)
+        found[key] = found.get(key, "") + shown
     return found
 
 

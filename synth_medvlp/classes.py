@@ -1,8 +1,8 @@
 """Classes of the test sets against the training reports: which are named there, and how often their finding is stated.
 
-A class that no report names is asked for by a word that VLP never saw: the simulator derives Pneumonia and Infiltration
-from how dense a consolidation is, and its reports say consolidation. The headline is therefore shown over named classes
-too. `frequency.json` of a results folder holds what `stated` counts: class -> share of real training reports.
+A class that no report names is asked for by a word that VLP never saw, such as PadChest's names of what reports word
+otherwise. The headline is therefore shown over named classes too. `frequency.json` of a results folder holds what
+`stated` counts: class -> share of real training reports.
 """
 
 import json

@@ -80,21 +80,23 @@ def draw_pairs(path: Path, groups: Mapping[str, Sequence[tuple[np.ndarray, str]]
     save(fig, path)
 
 
-def draw_maps(path: Path, rows: Sequence[tuple[str, np.ndarray, np.ndarray | None, Mapping[str, np.ndarray]]]) -> None:
-    """Heat maps beside the film. rows: (title, image uint8 [H, W], mask bool [H, W] or None, label -> map [H, W])."""
-    columns = 1 + max(len(maps) for _, _, _, maps in rows)
-    fig = Figure(figsize=(2.1 * columns, 2.3 * len(rows)), dpi=DPI, layout="constrained")
-    for line, (title, image, mask, maps) in zip(fig.subplots(len(rows), columns, squeeze=False), rows, strict=True):
-        for ax, (label, heat) in zip(line, {title: None, **maps}.items(), strict=False):
-            _film(ax, image)
-            if heat is not None:
-                low, high = np.quantile(heat, (0.5, 0.995))
-                shown = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
-                ax.imshow(shown, cmap="inferno", alpha=0.55 * shown, vmin=0, vmax=1, extent=_extent(image))
-            if mask is not None and mask.any():
-                ax.contour(np.flipud(mask).astype(float), [0.5], colors=_OUTLINE, linewidths=1, extent=_extent(image))
-            ax.set_title(label, fontsize=7)
-    save(fig, path)
+def draw_maps(
+    path: Path, title: str, image: np.ndarray, mask: np.ndarray | None, maps: Mapping[str, np.ndarray], record: str = ""
+) -> None:
+    """A film and its heat maps beside it. image: uint8 [H, W]; mask: bool [H, W] or None, outlined; maps: label -> map
+    [H, W]; record: of `shared.metrics.figures.save`."""
+    fig = Figure(figsize=(2.1 * (1 + len(maps)), 2.3), dpi=DPI, layout="constrained")
+    axes = fig.subplots(1, 1 + len(maps), squeeze=False)[0]
+    for ax, (label, heat) in zip(axes, {title: None, **maps}.items(), strict=True):
+        _film(ax, image)
+        if heat is not None:
+            low, high = np.quantile(heat, (0.5, 0.995))
+            shown = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
+            ax.imshow(shown, cmap="inferno", alpha=0.55 * shown, vmin=0, vmax=1, extent=_extent(image))
+        if mask is not None and mask.any():
+            ax.contour(np.flipud(mask).astype(float), [0.5], colors=_OUTLINE, linewidths=1, extent=_extent(image))
+        ax.set_title(label, fontsize=7)
+    save(fig, path, record)
 
 
 def _film(ax, image: np.ndarray) -> None:

@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     with torch.inference_mode():
         heat = model.maps(model.pixels(torch.from_numpy(image[None].copy())), options.prompt).float().numpy()
     title = options.image.stem[:40]
-    draw_maps(options.out, [(title, image, None, {f"{options.prompt}: {score:.3f}": upsampled(heat, len(image))[0]})])
+    draw_maps(options.out, title, image, None, {f"{options.prompt}: {score:.3f}": upsampled(heat, len(image))[0]})
     print(f"picture: {options.out}")
     return {"score": score, "higher_than": share}
 

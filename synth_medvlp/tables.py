@@ -299,7 +299,10 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         "hollow: classes whose own name stands in none.",
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
-        "maps.png": "Zero-shot maps of the three regimes on test images with a box or mask (outlined).",
+        **{
+            f.name: "Zero-shot maps of the three regimes on a test image with a box or mask (outlined)."
+            for f in sorted(out.glob("maps-*.png"))
+        },
         "loss.png": "Training loss.",
     }
     return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
@@ -328,8 +331,7 @@ def draw_sheets(cfg: Config, experiments: list[str]) -> None:
         return
     configs = {label: parse(["--config", str(run / "config.yaml")]) for label, run in runs.items()}
     figures.draw_pairs(folder(cfg) / "pairs.png", pair_groups(configs["synthetic pairs"]))
-    rows = map_rows(configs, {label: run / "checkpoint" for label, run in runs.items()})
-    figures.draw_maps(folder(cfg) / "maps.png", rows)
+    draw_maps(folder(cfg), configs, {label: run / "checkpoint" for label, run in runs.items()})
 
 
 def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
@@ -359,24 +361,24 @@ def no_to(answers: np.ndarray) -> str:
     return "NO: " + (", ".join(q for q, a in zip(QUESTIONS, answers, strict=True) if a == NO) or "none; near a bad one")
 
 
-def map_rows(configs: dict[str, Config], checkpoints: dict[str, Path], per_task: int = 2) -> list[tuple]:
-    """Rows of `figures.draw_maps`: test images with a mask, the first ones of each task."""
+def draw_maps(out: Path, configs: dict[str, Config], checkpoints: dict[str, Path]) -> None:
+    """maps-<task>.png: the first test image with a mask of each task, and the map of each regime."""
     evaluations = {}
     for label, cfg in configs.items():
         masked = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, inputs=["grounding:image"]))
         evaluations[label], _ = setup(masked, checkpoints[label])
-    first, spec, rows = next(iter(evaluations.values())), Input("grounding:image", kind="grounding"), []
+    first, spec = next(iter(evaluations.values())), Input("grounding:image", kind="grounding")
     for release in first.masked.values():
         for task in release.tasks.values():
-            numbers = release.row_of(task)[task.part_rows("test")]
-            chosen = numbers[masks_of(release, numbers).any((1, 2))][:per_task]
-            maps = {
-                label: upsampled(e.maps(release, task, spec)(chosen), len(release.images[0]))
-                for label, e in evaluations.items()
-            }
-            masks = masks_of(release, chosen)
-            name = prompts_of(task.classes[0]).positive["name"]
-            for i, number in enumerate(chosen):
-                heat = {label: of[i] for label, of in maps.items()}
-                rows.append((f"{task.name}: {name}", np.asarray(release.images[number]), masks[i], heat))
-    return rows
+            tested = task.part_rows("test")
+            numbers = release.row_of(task)[tested]
+            shown = np.flatnonzero(masks_of(release, numbers).any((1, 2)))[:1]
+            for record, number in zip(tested[shown], numbers[shown], strict=True):
+                maps = {
+                    label: upsampled(e.maps(release, task, spec)(np.array([number])), len(release.images[0]))[0]
+                    for label, e in evaluations.items()
+                }
+                title = f"{task.name}: {prompts_of(task.classes[0]).positive['name']}"
+                image, mask = np.asarray(release.images[number]), masks_of(release, np.array([number]))[0]
+                at = f"{release.dataset}/{task.record_ids[record]}"
+                figures.draw_maps(out / f"maps-{task.name}.png", title, image, mask, maps, at)

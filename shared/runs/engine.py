@@ -38,6 +38,8 @@ def experiments_for(paper: Paper, cfg: RunConfig, claims: list[dict], claim: str
         wanted = set(needs[claim])
     else:
         wanted = set(paper.experiments if everything else cfg.reproduce.headline)
+        if unknown := sorted(wanted - paper.experiments.keys()):
+            raise SystemExit(f"reproduce.headline: {', '.join(unknown)} is no experiment of {paper.name}")
     wanted |= {a for name in wanted for a in paper.experiments[name].after}
     for name in sorted(wanted):
         if blocked[name]:

@@ -71,6 +71,12 @@ def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, mo
     assert [seconds is not None for seconds in timed] == [True, False, False, False, False]
 
 
+def test_an_unknown_experiment_is_named(package):
+    paper = importlib.import_module(f"{package.name}.reproduce")
+    with pytest.raises(SystemExit, match=r"reproduce\.headline: nothing is no experiment"):
+        paper.main(["--config", package.config, '--reproduce.headline=["nothing"]'])
+
+
 def test_reproduction_page_equals_committed_scorecards(package):
     claims = scorecard.load_claims(ROOT / package.name / "claims.yaml")
     files = {t: ROOT / "results" / package.name / t / "scorecard.json" for t in scorecard.TIERS if t != "smoke"}

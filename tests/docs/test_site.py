@@ -175,14 +175,7 @@ def test_marks_only_what_stands_in_the_reference():
     )
 
 
-def test_a_sheet_is_cut_into_rows_with_their_titles_and_a_case_loses_its_text():
-    sheet = np.full((330, 200), 255, np.uint8)
-    for top in (10, 120, 230):
-        sheet[top : top + 6, 80:120] = 0  # a title
-        sheet[top + 12 : top + 90, 5:195] = 100
-    rows = build.strips(Image.fromarray(sheet))
-    assert [r.height for r in rows] == [102, 102, 102]
-    assert all((np.asarray(r) == 0).any() and (np.asarray(r) == 100).any() for r in rows)
+def test_a_case_loses_its_text():
     case = np.full((50, 300), 255, np.uint8)
     case[5:45, 4:200], case[10:20, 230:290] = 100, 0
     assert not (np.asarray(build.without_text(Image.fromarray(case))) == 0).any()
