@@ -52,8 +52,8 @@ _BOTH_SIDES = {
     "consolidation": ["bilateral {zone} consolidations+", "multifocal bilateral consolidation, mainly in the {zone}s"],
     "atelectasis": ["bibasilar atelectasis", "bibasilar linear atelectasis", "atelectasis at both bases"],
 }
-# What a consolidation is also called, by how dense it is: a faint one an infiltrate, a dense one pneumonia, as the test
-# hospitals label them (`simulate_vocabulary`). -> (phrases of one side, of both sides)
+# What a consolidation is also called, by how dense it is: a faint one an infiltrate, a dense one pneumonia, as in the
+# tables of ChestX-ray14 and PadChest (`simulate_vocabulary`); RSNA labels any. -> (phrases of one side, of both sides)
 _FAINT = (
     ["{side} {zone} infiltrate", "infiltrate in the {side} {zone}", "{side} {zone} infiltration"],
     ["bilateral {zone} infiltrates+", "bilateral infiltration, mainly in the {zone}s"],
