@@ -1,8 +1,6 @@
-"""Classes of the test sets against the training reports: which are named there, and how often their finding is stated.
+"""Classes of the test sets against the training reports: how often these state the finding behind a class.
 
-A class that no report names is asked for by a word that VLP never saw, such as PadChest's names of what reports word
-otherwise. The headline is therefore shown over named classes too. `frequency.json` of a results folder holds what
-`stated` counts: class -> share of real training reports.
+`frequency.json` of a results folder holds what `stated` counts: class -> share of real training reports.
 """
 
 import json
@@ -25,7 +23,7 @@ from synth_medvlp.generate import real
 from synth_medvlp.prompts import prompts_of
 from synth_medvlp.simulate_vocabulary import nih_labels, padchest_labels
 
-NAMED, MIN10 = "auroc_named", "auroc_headline_min10"  # the headline over classes that are named; with 10 positives
+MIN10 = "auroc_headline_min10"  # the headline over classes with 10 positives
 
 
 def stated(cfg: Config, classes: list[str]) -> dict[str, float]:
@@ -41,13 +39,6 @@ def frequency(cfg: Config) -> dict[str, float]:
     """`stated` of this tier, as it was kept with the results; {} where nothing was generated."""
     file = folder(cfg) / "frequency.json"
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def named(shares: Mapping[str, float]) -> set[str]:
-    """Classes whose name stands in a training report: alone, within another class that does ("catheter" in "central
-    venous catheter"), or as the report of a normal film, which `stated`, of abnormal findings, does not count."""
-    there = [f" {c.replace('_', ' ').lower()} " for c, share in shares.items() if share > 0]
-    return {c for c in shares if c == "normal" or any(f" {c.replace('_', ' ').lower()} " in name for name in there)}
 
 
 @lru_cache(maxsize=1)
@@ -76,34 +67,27 @@ def share_of_finding(shares: Mapping[str, float]) -> dict[str, float]:
     return {c: most[behind.get(c, c)] for c in shares if c != "normal"}
 
 
-def headline_variants(
-    rows: pd.DataFrame, labels: pd.DataFrame, run: Mapping, shares: Mapping[str, float]
-) -> dict[str, Statistic]:
-    """The headline of one input over some classes only, on the same items: NAMED, whose name stands in a training
-    report, and MIN10, with at least 10 test positives. A set that keeps no class is not in the mean.
+def frequent_headline(rows: pd.DataFrame, labels: pd.DataFrame, run: Mapping) -> Statistic | None:
+    """The headline of one input over the classes with at least 10 test positives, on the same items; a set that keeps
+    no class is not in the mean; None where none does.
 
-    rows: predictions; run: facts of the run, with its classes and kinds; shares: of `stated`, {} = no NAMED.
+    rows: predictions; run: facts of the run, with its kinds.
     """
     _, patients, parts = items_of(rows, labels)
     parts = {t: part for t, part in parts.items() if run["kinds"][t][0] == HEADLINE}
-    everything = {t: np.ones(y.shape[1], bool) for t, (_, y, _) in parts.items()}
-    kept = named(shares)
-    of_name = {t: np.array([c in kept for c in run["classes"][t]]) for t in parts}
-    found = {}
-    for name, keep, positives in ((NAMED, of_name, 1), (MIN10, everything, FREQUENT)):
-        some = {t: (y[:, keep[t]], np.nan_to_num(s[:, keep[t]])) for t, (_, y, s) in parts.items()}
-        used = usable_tasks(some, positives)
-        if used:
-            metric = six_task_auroc({t: some[t] for t in used}, positives)
-            found[name] = restrict(metric, np.concatenate([parts[t][0] for t in used]), len(patients))
-    return found
+    scores = {t: (y, np.nan_to_num(s)) for t, (_, y, s) in parts.items()}
+    used = usable_tasks(scores, FREQUENT)
+    if not used:
+        return None
+    metric = six_task_auroc({t: scores[t] for t in used}, FREQUENT)
+    return restrict(metric, np.concatenate([parts[t][0] for t in used]), len(patients))
 
 
 def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
-    """task, class, share of real reports that state its finding, whether its own name is in any, AUROC of each of the
-    experiments `names` (mean over seeds)."""
+    """task, class, share of real reports that state its finding, AUROC of each of the experiments `names` (mean over
+    seeds)."""
     shares, found = frequency(cfg), {}
-    behind, kept = share_of_finding(shares), named(shares)
+    behind = share_of_finding(shares)
     for name in names:
         values: dict[tuple, list[float]] = {}
         for seed in cfg.reproduce.seeds:
@@ -116,5 +100,5 @@ def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
                         values.setdefault((task, label), []).append(float(auroc))
         for key, seeds in values.items():
             found.setdefault(key, {})[name] = float(np.mean(seeds))
-    rows = [{"task": t, "class": c, "share": behind.get(c), "named": c in kept} | v for (t, c), v in found.items()]
+    rows = [{"task": t, "class": c, "share": behind.get(c)} | v for (t, c), v in found.items()]
     return pd.DataFrame(rows)

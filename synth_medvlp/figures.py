@@ -13,13 +13,12 @@ _OUTLINE = "#ffbe28"
 
 
 def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) -> None:
-    """AUROC of each class against how often real training reports state its finding; hollow where none names the class.
+    """AUROC of each class against how often real training reports state its finding.
 
-    table: task, class, share (0..1, NaN or None = unknown), named, and one column per regime. regimes: label -> column.
+    table: task, class, share (0..1, NaN or None = unknown) and one column per regime. regimes: label -> column.
     """
     table = table.assign(share=pd.to_numeric(table.share)).sort_values(["share", "task", "class"], kind="stable")
-    marks = np.where(table.named, "", ", never named")
-    names = [f"{c.replace('_', ' ')} ({t}{m})" for c, t, m in zip(table["class"], table.task, marks, strict=True)]
+    names = [f"{c.replace('_', ' ')} ({t})" for c, t in zip(table["class"], table.task, strict=True)]
     shares = ["" if np.isnan(s) else f"{s:.1%}" for s in table.share]
     y = np.arange(len(table))
     fig = Figure(figsize=(7.6, 0.24 * len(table) + 1.3), dpi=DPI, layout="constrained")
@@ -27,9 +26,7 @@ def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) ->
     ends = table[list(regimes.values())].to_numpy(float)
     ax.hlines(y, ends.min(1), ends.max(1), color="0.85", lw=2, zorder=1)
     for k, (label, column) in enumerate(regimes.items()):
-        style = {"edgecolors": CYCLE[k], "marker": MARKERS[k], "s": 26, "linewidths": 1.2, "zorder": 2}
-        ax.scatter(table[column], y, facecolors=np.where(table.named, CYCLE[k], "white"), **style)
-        ax.scatter([], [], facecolors=CYCLE[k], label=label, **style)
+        ax.scatter(table[column], y, color=CYCLE[k], marker=MARKERS[k], s=26, label=label, zorder=2)
     ax.axvline(0.5, color=GREY, lw=0.8, ls="--")
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.set_yticks(y, [f"{n}  {s}" for n, s in zip(names, shares, strict=True)], fontsize=7)

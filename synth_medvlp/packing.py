@@ -107,6 +107,8 @@ def _text_rows(text: dict) -> list[list]:
     ]
     rows += [["S1", f"draws that fell back from {kind}", n] for kind, n in s1["fallback_draws"].items()]
     rows += [["S1", f"strings used up, {kind}", n] for kind, n in s1["exhausted_strings"].items() if n]
+    if text["stopped"]:
+        rows += [["S1", f"accepted reports of {text['asked']:,}: {text['stopped']}", text["accepted"]]]
     gone = ", ".join(s1["exhausted_types"]) or "none"
     rows += [["S1", f"types used up: {gone}", len(s1["exhausted_types"])]]
     rows += [["S1", f"Gini of use, {kind} (real {s1['gini_real'][kind]:.2f})", s1["gini"][kind]] for kind in CLINICAL]

@@ -11,7 +11,7 @@ from shared.metrics.six_tasks import average, restrict
 from shared.runs import tasks
 from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.tasks import means_over_draws
-from synth_medvlp.classes import frequency, headline_variants
+from synth_medvlp.classes import MIN10, frequent_headline
 from synth_medvlp.config import Config
 
 GROUNDED = "grounding:image"
@@ -24,20 +24,19 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     A class that could not be learnt from few labels counts as chance: what is compared is scored on the same classes.
     """
     scored = tasks.score_all(cfg, facts, lambda run: run["kinds"], chance=True)
-    add_headline_variants(cfg, facts, scored)
+    add_frequent_headline(cfg, facts, scored)
     scored |= score_masks(cfg, facts)
     return scored | means_over_draws(scored)
 
 
-def add_headline_variants(cfg: Config, facts: dict, scored: dict[str, Scored]) -> None:
-    """The headline over named classes, and over those with 10 positives (`classes`), beside each zero-shot headline."""
-    shares = frequency(cfg)
+def add_frequent_headline(cfg: Config, facts: dict, scored: dict[str, Scored]) -> None:
+    """The headline over classes with 10 positives (`classes`), beside each zero-shot headline."""
     for name in [key.removesuffix("@image") for key in scored if key.endswith("@image")]:
         for seed in cfg.reproduce.seeds:
             run, rows = facts["runs"][f"{name}/seed{seed}"], read_predictions(cfg, name, seed)
-            labels = tasks.read_labels(cfg, run["data_hash"])
-            for metric, statistic in headline_variants(rows[rows.input == "image"], labels, run, shares).items():
-                scored[f"{name}@image"].scores.setdefault(metric, []).append(statistic)
+            found = frequent_headline(rows[rows.input == "image"], tasks.read_labels(cfg, run["data_hash"]), run)
+            if found:
+                scored[f"{name}@image"].scores.setdefault(MIN10, []).append(found)
 
 
 def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:

@@ -15,7 +15,7 @@ from shared.metrics.six_tasks import average
 from shared.runs.evidence import Scored, describe, folder, run_folders, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
-from synth_medvlp.classes import MIN10, NAMED, per_class, stated
+from synth_medvlp.classes import MIN10, per_class, stated
 from synth_medvlp.config import Config, parse
 from synth_medvlp.downstream import HEADLINE as HEADLINE_KIND
 from synth_medvlp.evaluate import setup
@@ -68,11 +68,8 @@ MASKS = {
     "dice_all_empty": "the same of an all-empty mask",
 }
 HEADLINE = "auroc_headline"
-MEANS = {HEADLINE: "headline mean", NAMED: "headline, named classes", MIN10: "headline, classes with 10 positives"}
-MEANS_NOTE = (
-    AUROC_NOTE.replace("mean over tasks", "headline: mean over its five sets")
-    + " Named classes: those whose name stands in a training report; a set without one is not in that mean."
-)
+MEANS = {HEADLINE: "headline mean", MIN10: "headline, classes with 10 positives"}
+MEANS_NOTE = AUROC_NOTE.replace("mean over tasks", "headline: mean over its five sets")
 DIFFERENCES = {
     "synthetic − real": ("synthetic", "real"),
     "mix − real": ("mix", "real"),
@@ -85,10 +82,10 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
     rows = []
     for name in REGIMES.values():
         for what, note in {
-            "zeroed": "black images",
+            "zeroed": "black images; 0.5 by construction",
             "shuffled": "another record's image",
             "prompts": "each class asked by another class's prompt",
-            "prior": "each class's share of the training labels, for every record",
+            "prior": "each class's share of the training labels, for every record; 0.5 by construction",
         }.items():
             key = f"{name}@image~{what}"
             if key in scored and f"{name}@image" in scored:
@@ -98,7 +95,7 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
         "random-init": ("synthetic", "untrained"),
         "shuffled-pairs": ("synthetic", "trained on other pairs' reports"),
         "size-matched": ("synthetic", "real pairs, as many as synthetic ones"),
-        "mix-epochs": ("mix", "as many epochs as the other regimes, so more updates"),
+        "mix-epochs": ("mix", "as many epochs as the real pairs, so more updates"),
         "mix-by-source": ("mix", "batches of one source each"),
     }.items():
         entry = scored.get(f"{key}@image")
@@ -171,8 +168,9 @@ def stage_table(scored: dict[str, Scored]) -> dict:
     for label, name in STAGES.items():
         entry = scored.get(f"{name}@image")
         if entry:
-            rows[label] = {m: entry.level(m) for m in (HEADLINE, NAMED) if m in entry.scores}
-    return level_table("stages", "What each stage buys: zero-shot, ConVIRT", MEANS, rows, MEANS_NOTE)
+            rows[label] = {HEADLINE: entry.level(HEADLINE)}
+    columns = {HEADLINE: MEANS[HEADLINE]}
+    return level_table("stages", "What each stage buys: zero-shot, ConVIRT", columns, rows, MEANS_NOTE)
 
 
 def world_table(scored: dict[str, Scored]) -> dict:
@@ -295,8 +293,7 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         figures.draw_tail(out / "tail.png", json.loads((out / "tail.json").read_text()))
     captions = {
         "claims.png": "Claims measured at this tier.",
-        "classes.png": "AUROC of every headline class against how often real training reports state its finding; "
-        "hollow: classes whose own name stands in none.",
+        "classes.png": "AUROC of every headline class against how often real training reports state its finding.",
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
         **{

@@ -1,4 +1,4 @@
-"""What stands in the tables beside the claims: named classes, relative differences, constant maps, means over sets."""
+"""What stands in the tables beside the claims: frequent classes, differences, constant maps, means over sets."""
 
 import json
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from shared.metrics.classification import macro_auroc
 from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
 from shared.runs.evidence import Scored
 from synth_medvlp import figures, tables
-from synth_medvlp.classes import MIN10, NAMED, finding_behind, frequency, headline_variants, named, share_of_finding
+from synth_medvlp.classes import finding_behind, frequency, frequent_headline, share_of_finding
 from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
 
 SHARES = {
@@ -24,11 +24,6 @@ SHARES = {
 # --- classes ---
 
 
-def test_a_class_is_named_by_itself_within_another_name_or_as_normal():
-    assert named(SHARES) == {"Consolidation", "catheter", "central venous catheter", "normal", "Pleural_Thickening"}
-    assert named({}) == set()
-
-
 def test_the_share_of_a_class_is_that_of_the_finding_behind_it():
     behind = finding_behind()
     assert {behind[c] for c in ("Pneumonia", "Infiltration", "pneumonia", "Consolidation")} == {"consolidation"}
@@ -38,7 +33,7 @@ def test_the_share_of_a_class_is_that_of_the_finding_behind_it():
     assert found["suture material"] == 0.0 and "normal" not in found  # no class of that finding; no finding
 
 
-def test_headline_variants_leave_classes_and_empty_sets_out():
+def test_the_headline_of_frequent_classes_leaves_others_and_sets_outside_the_headline_out():
     rng = np.random.default_rng(0)
     y = {"a": rng.integers(0, 2, (60, 3)), "b": rng.integers(0, 2, (60, 1)), "c": rng.integers(0, 2, (60, 1))}
     y["a"][:, 1] = np.arange(60) < 5  # too few for MIN10
@@ -46,14 +41,12 @@ def test_headline_variants_leave_classes_and_empty_sets_out():
     ids = [f"i{k}" for k in range(60)]
     rows = pd.concat(pd.DataFrame({"dataset": t, "id": ids, "patient": ids, "prediction": list(s[t])}) for t in y)
     labels = pd.concat(pd.DataFrame({"dataset": t, "task": t, "id": ids, "reference": list(y[t])}) for t in y)
-    classes = {"a": ["Consolidation", "Pleural_Thickening", "pneumonia"], "b": ["Pneumonia"], "c": ["Consolidation"]}
     kinds = {"a": ["headline"] * 3, "b": ["headline"], "c": ["extra"]}
-    found = headline_variants(rows, labels, {"kinds": kinds, "classes": classes}, SHARES)
+    found = frequent_headline(rows, labels, {"kinds": kinds})
     auroc = {t: [roc_auc_score(y[t][:, c], s[t][:, c]) for c in range(y[t].shape[1])] for t in y}
-    assert found[NAMED].value == pytest.approx(np.mean(auroc["a"][:2]))  # all of b has no name; c is no headline
-    assert found[MIN10].value == pytest.approx((np.mean([auroc["a"][0], auroc["a"][2]]) + auroc["b"][0]) / 2)
-    assert found[NAMED].n_items == 180
-    assert NAMED not in headline_variants(rows, labels, {"kinds": kinds, "classes": classes}, {})
+    assert found.value == pytest.approx((np.mean([auroc["a"][0], auroc["a"][2]]) + auroc["b"][0]) / 2)
+    assert found.n_items == 180
+    assert frequent_headline(rows, labels, {"kinds": {task: ["extra"] for task in kinds}}) is None
 
 
 def test_a_tier_without_generation_has_no_frequency(tmp_path):
@@ -66,7 +59,7 @@ def test_a_tier_without_generation_has_no_frequency(tmp_path):
 
 def test_the_figure_of_classes_takes_unknown_shares(tmp_path):
     table = pd.DataFrame({"task": ["a"] * 3, "class": ["x", "normal", "y"], "share": [0.1, None, 0.2],
-                          "named": [True, True, False], "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
+                          "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
     figures.draw_classes(tmp_path / "classes.png", table, {"real pairs": "real", "both": "mix"})
     assert (tmp_path / "classes.png").stat().st_size > 5_000
 
