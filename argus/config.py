@@ -36,7 +36,7 @@ class DataConfig:
     rules: dict[str, Any] = field(default_factory=dict)  # fields of argus.manifest.Rules
     split_seed: int = 0
     max_tokens: int = 1024  # prompt + report; the visual tokens have a budget of their own (trap 14)
-    share: float = 1.0  # of the training patients; smaller shares are subsets of larger ones
+    share: float = 1.0  # of the training patients, with as many updates; smaller shares are subsets of larger ones
     texts: dict[str, int] = field(default_factory=dict)  # objective language: further simulated patients per source
     n_train: int = 0  # use only the first n training records; 0 = all
     n_test: int = 0  # score only the first n test records; 0 = all

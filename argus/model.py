@@ -265,13 +265,12 @@ class ArgusModel(PreTrainedModel):
         """volume [B, 1, D, H, W] in [-1, 1] -> visual embeddings [B, M, H_llm]; None where the model sees no volume."""
         if volume is None or self.encoder is None:
             return None
+        seen = [volume]
+        if isinstance(self.compressor, Hilt):
+            seen.append(low_resolution(volume, self.config.settings["factors"]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vit):
-            _, tokens = self.encoder(volume)
-            if isinstance(self.compressor, Hilt):
-                factors = self.config.settings["factors"]
-                _, low = self.encoder(low_resolution(volume, factors), other_shape=True)
-                return self.compressor(tokens, low)
-        return self.compressor(tokens)
+            tokens = [self.encoder(v, other_shape=v is not volume)[1] for v in seen]
+        return self.compressor(*tokens)
 
     def _splice(self, input_ids, attention_mask, visual) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Visual embeddings after BOS, whichever side the padding is on.

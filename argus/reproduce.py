@@ -7,8 +7,7 @@
     <name>                  stage 2, from `align-<name>`: ViT, projector and LoRA
 
 What depends on a tier (input and patch of `hr`, spacing of `geometry-b`) stands in `reproduce.overrides` of its YAML
-under the name of the experiment; its `data.` and `model.` keys hold for its first stage too. Fewer patients mean no
-fewer updates: steps stay as they are, epochs are multiplied.
+under the name of the experiment; its `data.` and `model.` keys hold for its first stage too.
 """
 
 import shutil
@@ -175,12 +174,10 @@ class Argus(Paper):
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one
             keys |= {k: v for k, v in self.of_tier(cfg, later).items() if k.startswith(("data.", "model."))}
-        epochs = self.stage(cfg, name, "epochs")
         if name in ("one-stage", "held-out"):  # as many updates as the two stages together
             epochs, steps = self.both_stages(cfg, name)
             keys |= {"train.epochs": epochs, "train.steps": steps}
-        fewer = experiment.overrides.get("data.share", 1)
-        return keys | ({"train.epochs": epochs / fewer} if fewer < 1 else {})
+        return keys
 
     def of_tier(self, cfg: Config, name: str) -> dict:
         """The keys that a tier gives to an experiment."""

@@ -41,7 +41,7 @@ SCHEDULE = {"argus": "two stages, ViT tuned in the second", "frozen-vit": "two s
             "full-llm": "two stages, all of the LLM tuned"}  # fmt: skip
 SHARES = {"data-10": 10, "data-25": 25, "data-50": 50, "argus": 100}  # % of the training patients
 RUNGS = {"argus": "normal", "avgpool": "normal, average pooling", "hr": "high, as many visual tokens",
-         "hr-cheap": "high, as much compute", "hr-avgpool": "high, average pooling"}  # fmt: skip
+         "hr-cheap": "high, larger patches", "hr-avgpool": "high, average pooling"}  # fmt: skip
 INPUTS = {"argus": "resized to the input", "geometry-b": "fixed spacing, cropped or padded",
           "single-slice": "the middle slice only"}  # fmt: skip
 SIZED = tuple(f"finding_f1_{size}" for size in SIZES)
@@ -59,7 +59,10 @@ def controls(scored: dict[str, Scored], compare) -> list[dict]:
     data = describe(scored["argus@volume"])
     others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
     others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
-    others["single-slice"] = ("single-slice@volume", "trained and tested on the middle slice")
+    others["single-slice"] = (
+        "single-slice@volume",
+        "the middle slice only; its ViT pre-trained on the tier's own patients",
+    )
     rows = []
     for control_id, (key, note) in others.items():
         if key in scored:
@@ -179,14 +182,15 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         "trained on all three": "one-stage-scored@volume",
         "never trained on it, another patient's volume": "held-out-scored@shuffle",
     }
+    fixed = "The ViT and the language model that the tier starts from are the same." if cfg.reproduce.encoders else ""
     sizes = "Small, medium, large: thirds of the sizes that a finding has in the test set."
     for rows, args in (
         (encoder_rows(cfg, scored), ("encoders", "What the ViT was pre-trained with")),
         (volume(SCHEDULE), ("schedule", "Stages")),
-        (scale, ("data", "Share of the training patients, as many updates", SHORT)),
+        (scale, ("data", "Share of the training patients, as many updates", SHORT, fixed)),
         (volume(RUNGS), ("resolution", "Resolution", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
         (volume(INPUTS), ("inputs", "What the ViT sees", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
-        (transfer, ("held-out", "A source that was never trained on (single stage)")),
+        (transfer, ("held-out", "A source that was never trained on (single stage, as many epochs)")),
     ):
         if sum(key in scored for key in rows.values()) > 1:
             table_id, title, *more = args

@@ -68,7 +68,7 @@ def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(
-        **trainer_arguments(cfg, data_hash),
+        **trainer_arguments(cfg, data_hash) | {"num_train_epochs": cfg.train.epochs / cfg.data.share},
         max_steps=cfg.train.steps or -1,
         adam_beta2=cfg.train.adam_beta2,
         activation_checkpointing=cfg.model.gradient_checkpointing,

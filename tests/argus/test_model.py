@@ -120,6 +120,15 @@ def test_every_arm_trains_what_it_should(name):
     assert parts == ({"llm"} if name == "no_image" else {"llm", "encoder", "compressor"})
 
 
+@pytest.mark.parametrize("name", BUILD)
+def test_every_arm_trains_its_compressor_alone_in_stage_1(name):
+    model, inputs = build(compressor=name, train_vit=False, train_llm=False).train(), batch()
+    model(**inputs).loss.backward()
+    got = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert got == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.split(".")[0] for n in got} == {"compressor"}
+
+
 def test_the_report_depends_on_the_volume_of_its_own_row():
     model, inputs = build(), batch()
     with torch.no_grad():

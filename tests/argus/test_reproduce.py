@@ -17,6 +17,7 @@ from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
 from argus.tables import ARMS, NOT_COMPUTED
+from argus.train import arguments as train_options
 from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments
@@ -186,8 +187,18 @@ def test_fewer_patients_hold_for_every_stage_with_as_many_updates(cfg):
     assert arguments(cfg, "align-data-10").model.encoder.endswith(f"encoder-{ENCODER}-data-10/seed0/checkpoint")
     assert arguments(cfg, "data-10").train.steps == arguments(cfg, "argus").train.steps == 200
     assert arguments(cfg, "align-data-10").train.steps == 60
-    by_epochs = replace(cfg, train=replace(cfg.train, steps=0, epochs=4.0))
-    assert arguments(by_epochs, "data-25").train.epochs == 16
+
+
+@pytest.mark.parametrize("tier", ["laptop", "gpu", "paper"])
+def test_fewer_patients_are_seen_as_often_more_in_every_stage(tier):
+    cfg = parse([f"--config=argus/configs/{tier}.yaml"])
+    stages = {"align-data-10": "align-argus", "data-10": "argus"}
+    if tier != "laptop":  # which is given its ViT
+        stages[f"encoder-{ENCODER}-data-10"] = f"encoder-{ENCODER}"
+    for few, every in stages.items():
+        few, every = (train_options(arguments(cfg, name), "") for name in (few, every))
+        assert few.max_steps == every.max_steps
+        assert few.num_train_epochs == pytest.approx(10 * every.num_train_epochs)
 
 
 def test_what_a_tier_names_holds_for_the_stages_before(cfg):
