@@ -12,11 +12,19 @@ from shared.runs.config import RunConfig, check_writable
 VERSIONS = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "scikit-learn")
 
 
+MADE = (":!results", ":!*/REPRODUCTION.md")  # what runs write decides nothing about them
+
+
 def commit() -> str:
-    """The commit that runs, with `-dirty` where files differ from it; `unknown` outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    git = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
-    return (git.stdout.strip() if git else "") or "unknown"
+    """The commit that runs, with `-dirty` where other files than results differ from it; `unknown` outside a git
+    checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
+
+    head = git("rev-parse", "--short=12", "HEAD") if shutil.which("git") else ""
+    dirty = head and git("status", "--porcelain", "--untracked-files=no", "--", ":/", *MADE)
+    return (head + ("-dirty" if dirty else "")) or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -26,12 +26,14 @@ class Paper(ABC):
     `tables.draw(cfg, card, scored, facts)`, which returns file and caption of all figures.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
+    on_ptb_xl: how experiments on the PTB-XL records at hand are named, their first letters; None = there are none.
     """
 
     name: str
     config: type[RunConfig]
     experiments: dict[str, Experiment]
     main_input: str
+    on_ptb_xl: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -44,12 +46,11 @@ class Paper(ABC):
         return self.experiments[name]
 
     def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
-        """Why this tier, or this machine's data, cannot run an experiment; None where it can. `real-` names experiments
-        on the PTB-XL records at hand."""
+        """Why this tier, or this machine's data, cannot run an experiment; None where it can."""
         for prefix, reason in cfg.reproduce.not_here.items():
             if name.startswith(prefix):
                 return reason
-        if name.startswith("real-"):
+        if self.on_ptb_xl and name.startswith(self.on_ptb_xl):
             if not cfg.eval.simulate:
                 return "the tasks are the real releases at this tier"
             if not (data_root() / "ptb-xl").is_dir():

@@ -71,6 +71,16 @@ def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, mo
     assert [seconds is not None for seconds in timed] == [True, False, False, False, False]
 
 
+def test_only_experiments_on_real_records_need_real_records(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    paper = getattr(importlib.import_module(f"{package.name}.reproduce"), package.name.upper())
+    cfg = importlib.import_module(f"{package.name}.config").parse(["--config", f"{package.name}/configs/laptop.yaml"])
+    reasons = {name: paper.cannot_run(cfg, name) for name in paper.experiments}
+    missing = {name for name, why in reasons.items() if why and "is missing" in why}
+    on_records = package.name in ("meit", "kmerl", "supreme")
+    assert missing == {name for name in reasons if name.startswith("real-") and on_records}
+
+
 def test_an_unknown_experiment_is_named(package):
     paper = importlib.import_module(f"{package.name}.reproduce")
     with pytest.raises(SystemExit, match=r"reproduce\.headline: nothing is no experiment"):
