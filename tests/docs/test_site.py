@@ -148,14 +148,20 @@ def test_reports_of_the_browser_are_those_of_the_predictions(site):
 
 
 @pytest.mark.parametrize(
-    "paper, picture", [("kmerl", "attention-12-leads"), ("supreme", "attention"), ("argus", "case-ct-rate-1")]
+    "paper, picture",
+    [
+        ("kmerl", "attention-12-leads"),
+        ("supreme", "attention"),
+        ("synth_medvlp", "maps-rsna"),
+        ("argus", "case-ct-rate-1"),
+    ],
 )
 def test_pictures_of_a_test_record_stand_beside_what_was_predicted_of_it(site, paper, picture):
     record = Image.open(RESULTS / paper / "laptop" / f"{picture}.png").info["Record"]
     group, name = record.split("/", 1)
     article = re.search(rf"<article[^>]*><h4>{group}, test record {name}</h4>.*?</article>",
                         (site / f"{paper}.html").read_text(), re.S)[0]  # fmt: skip
-    assert f"{paper}-laptop-{picture}-1.webp" in article
+    assert f"{paper}-laptop-{picture}.webp" in article
     assert "Reference" in article and article.count("<dd>") > 2
 
 
