@@ -90,7 +90,6 @@ class Kmerl(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = ALL_LEADS
-    on_ptb_xl = "real-"
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)

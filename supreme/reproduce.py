@@ -90,7 +90,6 @@ class Supreme(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "ecg"
-    on_ptb_xl = "real-"
 
     def stands_for(self, side: str) -> tuple[str, ...]:
         return ESSL if side == BEST else (side,)

@@ -4,7 +4,7 @@ GLoRIA, Training settings; regimes; Traps 3, 5, 21).
 What an access draws follows from (seed, epoch, item) alone, so that a resumed run sees what an uninterrupted one sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,6 +100,12 @@ def texts_of(pairs: Pairs) -> list[list[str]]:
     """The sentences of each report."""
     sections = pairs.table[["findings", "impression"]].fillna("").to_numpy()
     return [report_sentences(*both) for both in sections]
+
+
+def sentences_of(pairs: Pairs) -> Iterator[str]:
+    """Every sentence of every report; nothing is read until it is asked for."""
+    for report in texts_of(pairs):
+        yield from report
 
 
 class PairDataset(Dataset):

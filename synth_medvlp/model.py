@@ -7,7 +7,7 @@ model.scores(model.pixels(images), (["there is edema"], ["no edema"]))  # images
 model.maps(model.pixels(images), "there is edema")                      # [B, h, w]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -268,7 +268,7 @@ def _per_class(scores: torch.Tensor, of_class: torch.Tensor, how: str) -> torch.
     return found.scatter_reduce(1, of_class.expand_as(scores), scores, how, include_self=False)
 
 
-def tokeniser_of(cfg: TextTowerConfig, texts: Sequence[str]) -> Tokeniser:
+def tokeniser_of(cfg: TextTowerConfig, texts: Iterable[str]) -> Tokeniser:
     """The tokenizer that comes with the tower's name; without one, trained on the texts."""
     if cfg.name:
         return Tokeniser.load(cfg.name, cfg.max_tokens)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from shared.runs.facts import finished
 from shared.runs.training import StopsAtBrokenLoss, fit, n_processes, over_all_processes, trainer_arguments
 from synth_medvlp.config import Config, parse
-from synth_medvlp.data import BySource, Collator, PairDataset, texts_of
+from synth_medvlp.data import BySource, Collator, PairDataset, sentences_of
 from synth_medvlp.model import VlpModel, tokeniser_of
 from synth_medvlp.prep import prepare
 
@@ -65,8 +65,7 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     train_set = PairDataset(data.pairs, data.keep, cfg.data, cfg.seed)
-    words = [sentence for report in texts_of(data.real) for sentence in report]
-    model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, words))
+    model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, sentences_of(data.real)))
     if not cfg.train.deepspeed:  # which flattens weights; the convolutions of a CPU are a quarter faster with it
         model.image.to(memory_format=torch.channels_last)
 

@@ -26,14 +26,12 @@ class Paper(ABC):
     `tables.draw(cfg, card, scored, facts)`, which returns file and caption of all figures.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
-    on_ptb_xl: how experiments on the PTB-XL records at hand are named, their first letters; None = there are none.
     """
 
     name: str
     config: type[RunConfig]
     experiments: dict[str, Experiment]
     main_input: str
-    on_ptb_xl: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -46,11 +44,12 @@ class Paper(ABC):
         return self.experiments[name]
 
     def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
-        """Why this tier, or this machine's data, cannot run an experiment; None where it can."""
+        """Why this tier, or this machine's data, cannot run an experiment; None where it can. One that turns
+        `eval.simulate` off is on the PTB-XL records at hand."""
         for prefix, reason in cfg.reproduce.not_here.items():
             if name.startswith(prefix):
                 return reason
-        if self.on_ptb_xl and name.startswith(self.on_ptb_xl):
+        if self.experiments[name].overrides.get("eval.simulate", "") is None:
             if not cfg.eval.simulate:
                 return "the tasks are the real releases at this tier"
             if not (data_root() / "ptb-xl").is_dir():
