@@ -9,7 +9,6 @@ is a `Reply`, also where it is of no use: empty, a refusal, in another form, cut
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from huggingface_hub.errors import HTTPError
 
 from shared.chat import BadReply, Endpoint, as_done
 from shared.runs.evaluation import device
+from shared.runs.processes import one_thread
 from synth_medvlp.entities import ANATOMY, TYPES, Entity
 from synth_medvlp.journal import worker
 from synth_medvlp.lexicon import elements
@@ -243,7 +243,7 @@ class LocalWriter:
                                 return_token_type_ids=False).to(self.network.device)  # fmt: skip
         n_prompt, n_new = inputs["input_ids"].shape[1], self.cfg.max_new_tokens
         draws = _OwnDraws(seeds, n_prompt, n_new, self.cfg.temperature, self.cfg.top_p, self.network.device)
-        with torch.inference_mode(), _one_thread(not self.chat):
+        with torch.inference_mode(), one_thread(not self.chat):
             out = self.network.generate(
                 **inputs, max_new_tokens=n_new, do_sample=False, temperature=None, top_p=None, top_k=None,
                 logits_processor=[draws], eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id,
@@ -254,17 +254,6 @@ class LocalWriter:
             text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
             replies.append(_reply(text, int(mask.sum()), len(row[:end]), end is not None))
         return replies
-
-
-@contextmanager
-def _one_thread(wanted: bool):
-    """Steps of the small model are too short to be shared: threads that wait for each other take cores from others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _hash(path: Path) -> str:

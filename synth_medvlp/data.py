@@ -19,7 +19,8 @@ NORMALISE = {  # mean, standard deviation of intensities in 0..1, per channel
     "half": ((0.5,), (0.5,)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-REGIMES = ("real", "clean", "synthetic", "mix", "real_text", "real_image")
+REAL_ONLY = ("real", "clean")  # nothing is generated for them
+REGIMES = (*REAL_ONLY, "synthetic", "mix", "real_text", "real_image")
 N_DRAWS = 7  # uniform numbers of an augmentation: flip, zoom, shift x, shift y, angle, brightness, contrast
 
 

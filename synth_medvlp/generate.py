@@ -6,7 +6,8 @@
 Every stage is a function of the config and keeps its result in a folder of CACHE_ROOT named by all that it depends on:
 a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
 the reference asks for. Under `torchrun` or `accelerate launch` the processes share A2, A3 and S2 to S6, on one machine
-or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes.
+or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes. Without
+a GPU A2, A3, S5 and S6 compute on one thread, so that what is made depends neither on the processes nor on the cores.
 """
 
 import json
@@ -20,6 +21,7 @@ import pandas as pd
 from shared.locks import locked, write_whole
 from shared.metrics.scorecard import dumps
 from shared.runs.config import cache_root, hash_of
+from shared.runs.processes import one_thread
 from synth_medvlp import packing
 from synth_medvlp.audit import near_bad
 from synth_medvlp.config import Config, parse
@@ -76,6 +78,7 @@ class Audit:
     stats: dict
 
 
+@one_thread()
 def audited(cfg: Config) -> Audit:
     """A2: six questions about each real image. A3: what looks like an image that A2 found bad."""
     pairs, a = real(cfg), cfg.audit
@@ -121,6 +124,7 @@ def reports(cfg: Config) -> tuple[list[dict], dict]:
     return records, keep_stats(folder, stats)
 
 
+@one_thread()
 def images(cfg: Config, prompts: list[str]) -> tuple[np.ndarray, list[dict], dict]:
     """S5 and S6: an image per prompt, drawn again where the check finds a defect; records say what was accepted."""
     audit, a = audited(cfg), cfg.audit

@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.runs.config import hash_of
 from synth_medvlp.config import Config, parse
+from synth_medvlp.data import REAL_ONLY
 from synth_medvlp.generate import audited, real, synthetic
 from synth_medvlp.pairs import Pairs
 
@@ -32,10 +33,10 @@ def prepare(cfg: Config) -> Pretraining:
     """The pairs of `data.regime`."""
     regime = cfg.data.regime
     pairs, keep = [], []
-    if regime in ("real", "clean", "mix"):
+    if regime in (*REAL_ONLY, "mix"):
         pairs.append(real(cfg))
         keep.append(~audited(cfg).dropped if regime == "clean" else None)
-    if regime not in ("real", "clean"):
+    if regime not in REAL_ONLY:
         pairs.append(synthetic(cfg))
         keep.append(None)
     kept = [None if mask is None else np.packbits(mask).tolist() for mask in keep]

@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from shared.runs import engine, evidence
 from shared.runs.paper import Experiment, Paper
 from synth_medvlp import tables
 from synth_medvlp.config import Config
+from synth_medvlp.data import REAL_ONLY
 from synth_medvlp.prep import prepare, prepare_tasks
 
 CONTROLS = tuple(f"image~{c}" for c in ("zeroed", "shuffled", "prompts", "prior", "val"))
@@ -86,6 +88,9 @@ class SynthMedVlp(Paper):
         return {"data.n": cfg.data.n_synthetic} if name == "size-matched" else {}
 
     def prepare(self, cfg: Config) -> None:
+        n = cfg.reproduce.processes or (1 if torch.cuda.is_available() else cfg.reproduce.jobs)
+        if n > 1 and cfg.data.regime not in REAL_ONLY:  # several would share one GPU
+            engine.in_processes("synth_medvlp.generate", [f"--config={engine.tier_file(cfg)}"], n)
         prepare(cfg)
         prepare_tasks(cfg)
 

@@ -96,10 +96,15 @@ def one_run(paper: str, args: list[str], train: bool, score: bool) -> None:
 
 def launch(paper: str, args: list[str], train: bool, score: bool, processes: int) -> None:
     """The same in several processes, one per GPU."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     for module, wanted in (("train", train), ("evaluate", score)):
         if wanted:
-            subprocess.run([*torchrun, "-m", f"{paper}.{module}", *args], check=True)
+            in_processes(f"{paper}.{module}", args, processes)
+
+
+def in_processes(module: str, args: list[str], n: int) -> None:
+    """`python -m module args` by n processes; raises CalledProcessError where one fails, the others are ended then."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    subprocess.run([*torchrun, "-m", module, *args], check=True)
 
 
 Run = tuple[str, int, int]  # experiment, seed, fold

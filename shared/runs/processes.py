@@ -4,6 +4,8 @@ A process contributes its share of a loss so that the MEAN over processes of los
 DeepSpeed take) equals one process with the joined batch.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 
@@ -46,6 +48,18 @@ def widest(n: int, device: torch.device) -> int:
     most = torch.tensor(n, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
+
+
+@contextmanager
+def one_thread(wanted: bool = True):
+    """Inside, a CPU computes on one thread: sums come out the same whatever the number of cores, and threads of steps
+    too short to be shared do not wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def end_processes() -> None:
