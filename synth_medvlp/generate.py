@@ -158,8 +158,22 @@ def synthetic(cfg: Config) -> Pairs:
     synthetic, mix: generated texts and images; real_text: images generated from the real reports; real_image: texts
     generated from the real reports' entities, beside their images.
     """
-    made = {"real_text": _real_text, "real_image": _real_image}.get(cfg.data.regime, _generated)
-    return made(cfg)
+    asked = set_of(cfg) + str(cache_root())
+    if asked not in _MADE or not _MADE[asked].is_dir():
+        made = {"real_text": _real_text, "real_image": _real_image}.get(cfg.data.regime, _generated)(cfg)
+        _MADE[asked] = stage_folder_of(made)
+    return read_pairs(_MADE[asked])
+
+
+_MADE: dict[str, Path] = {}  # of this process, whose runs follow each other: all stages are read again only once
+
+
+def set_of(cfg: Config) -> str:
+    """The same for two configs whose stages make the same pairs; the regimes `synthetic` and `mix` share them."""
+    d = cfg.data
+    kind = "synthetic" if d.regime == "mix" else d.regime
+    stages = cfg.audit, cfg.ner, cfg.sampler, cfg.writer, cfg.image
+    return repr([kind, d.simulate, d.size_px, d.geometry, d.split, d.n_synthetic, stages])
 
 
 def _generated(cfg: Config) -> Pairs:

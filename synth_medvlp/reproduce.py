@@ -11,6 +11,7 @@ from shared.runs.paper import Experiment, Paper
 from synth_medvlp import tables
 from synth_medvlp.config import Config
 from synth_medvlp.data import REAL_ONLY
+from synth_medvlp.generate import set_of
 from synth_medvlp.prep import prepare, prepare_tasks
 
 CONTROLS = tuple(f"image~{c}" for c in ("zeroed", "shuffled", "prompts", "prior", "val"))
@@ -95,8 +96,7 @@ class SynthMedVlp(Paper):
         prepare_tasks(cfg)
 
     def same_data(self, cfg: Config) -> str:
-        stages = cfg.data, cfg.audit, cfg.ner, cfg.sampler, cfg.writer, cfg.image
-        return repr([stages, cfg.eval.tasks, cfg.eval.simulate, cfg.eval.variant])
+        return set_of(cfg) + repr([cfg.eval.tasks, cfg.eval.simulate, cfg.eval.variant])
 
     def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
         """Labels of the tasks, once for all runs on the same data; pixel counts of the masks of every seed."""

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 _ENUMERATOR = re.compile(r"(?:^|(?<=[.:;] ))\d+\.(?= |$)")  # where a sentence starts
 _STOP = re.compile(r"\.(?!\d)|(?<!\d)\.")  # no decimal point
 _WORD = re.compile(r"\d+\.\d+|[a-z0-9]+")
-MAX_KNOWN = 1 << 16  # texts whose pieces are kept
+MAX_KNOWN = 1 << 16  # words whose pieces are kept
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -68,7 +68,7 @@ class Tokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         tokenizer.model_max_length = max_tokens
-        self.known: dict[str, torch.Tensor] = {}
+        self.known: dict[str, list[int]] = {}
         vocabulary = tokenizer.get_vocab()
         self.continues = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)
         self.continues[[i for token, i in vocabulary.items() if token.startswith("##")]] = True
@@ -115,12 +115,16 @@ class Tokeniser:
         return TokenBatch(ids, mask, (starts.cumsum(1) - 1).masked_fill(mask == 0, -1))
 
     def _ids(self, text: str) -> torch.Tensor:
-        """int64 [L], cut at max_tokens. An epoch says the same sentences again and again: they are kept."""
-        if text not in self.known:
+        """int64 [L], cut at max_tokens. No piece goes over a space, so each word is cut into pieces once."""
+        pieces = [piece for word in text.split() for piece in self._pieces(word)]
+        return torch.tensor([self.tokenizer.cls_token_id, *pieces[: self.max_tokens - 2], self.tokenizer.sep_token_id])
+
+    def _pieces(self, word: str) -> list[int]:
+        if word not in self.known:
             if len(self.known) == MAX_KNOWN:
                 self.known.clear()
-            self.known[text] = torch.tensor(self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens))
-        return self.known[text]
+            self.known[word] = self.tokenizer.encode(word, add_special_tokens=False)
+        return self.known[word]
 
     def prompts(self, positive: Sequence[str | Sequence[str]], negative: Sequence[str | Sequence[str]] = ()) -> Prompts:
         """One text or a list of texts for each class. ValueError where a class has none."""

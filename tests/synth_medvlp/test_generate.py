@@ -1,4 +1,4 @@
-"""The generation pipeline from reports to pairs, with the template writer and the simulator as generator."""
+"""The generation pipeline from reports to pairs; mostly with the template writer and the simulator as generator."""
 
 import dataclasses
 import json
@@ -161,11 +161,6 @@ def test_the_audit_is_scored_by_what_the_simulator_made():
 # --- several processes ---
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return generate.synthetic(config(regime="synthetic"))
-
-
 def manifests(cache):
     """What became of every request and every image, without what time it took."""
     (file,) = Path(cache).glob("synth_medvlp/reports-*/manifest.jsonl")
@@ -177,23 +172,27 @@ def manifests(cache):
     return file.read_text(), found
 
 
-def launched(cache, world, *launcher):
-    shown = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, f"--nproc_per_node={world}", "-m", "synth_medvlp.generate", *OPTIONS]
+SHIPPED = ("--writer.backend=local", "--image.checkpoint=shipped", "--image.batch=4")
+
+
+def launched(cache, options, *launcher, threads=1):
+    shown = os.environ | {"CACHE_ROOT": str(cache), "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *launcher, "-m", "synth_medvlp.generate", *OPTIONS, *options]
     return subprocess.run(command, env=shown, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_two_processes_make_what_one_makes_and_share_the_work(alone, tmp_path):
-    done = launched(tmp_path, 2, "-m", "torch.distributed.run", "--standalone")
+@pytest.mark.parametrize("options", [(), SHIPPED], ids=["template and oracle", "shipped networks"])
+def test_two_processes_make_what_one_makes_and_share_the_work(tmp_path, options):
+    done = launched(tmp_path, options, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("pairs in") == 1, "the funnel is printed once"
-    (folder,) = tmp_path.glob("synth_medvlp/pairs-*")
+    one = launched(tmp_path / "one", options, threads=2)
+    assert one.returncode == 0, one.stderr[-2000:]
+    (folder,), (alone,) = tmp_path.glob("synth_medvlp/pairs-*"), tmp_path.glob("one/synth_medvlp/pairs-*")
     verify(folder)
-    assert folder.name == generate.stage_folder_of(alone).name
+    assert folder.name == alone.name
     for name in ("images.npy", "pairs.parquet"):
-        assert (folder / name).read_bytes() == (generate.stage_folder_of(alone) / name).read_bytes()
-    one = subprocess.run([sys.executable, "-m", "synth_medvlp.generate", *OPTIONS], capture_output=True, text=True,
-                         env=os.environ | {"CACHE_ROOT": str(tmp_path / "one")}, check=True, timeout=300)  # fmt: skip
+        assert (folder / name).read_bytes() == (alone / name).read_bytes()
     assert manifests(tmp_path) == manifests(tmp_path / "one")
     counted = [line for line in one.stdout.splitlines() if "seconds" not in line and "pairs in" not in line]
     assert set(counted) <= set(done.stdout.splitlines())
