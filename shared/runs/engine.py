@@ -146,10 +146,11 @@ def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
         bar = progress.add_task(f"{paper.name}, {cfg.tier}", total=len(waiting))
         try:
             while waiting or at_work:
-                for run in [run for run, needs in waiting.items() if needs <= done]:
-                    del waiting[run]
-                    at_work[_submit(pool, paper, cfg, run, prepared)] = run
-                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                ready = next((run for run, needs in waiting.items() if needs <= done), None)
+                if ready:
+                    del waiting[ready]
+                    at_work[_submit(pool, paper, cfg, ready, prepared)] = ready
+                for future in wait(at_work, 0 if ready else None, FIRST_COMPLETED).done:
                     run = at_work.pop(future)
                     if error := future.exception():
                         raise RuntimeError(f"{_label(run)} failed: {error}") from error
