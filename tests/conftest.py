@@ -4,6 +4,8 @@ That is a file, and of the suite over all packages what belongs to one package. 
 first. (xdist's own groups do nothing under the pinned pytest.)
 """
 
+import re
+
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -11,7 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 class ByFixtures(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
-        return f"conformance-{test.partition('[')[2]}" if "/conformance/" in file and "[" in test else file
+        package = re.match(r"\w+\[(\w+)", test)  # of test[meit] and of test[meit-train]
+        return f"conformance-{package[1]}" if "/conformance/" in file and package else file
 
 
 def pytest_xdist_make_scheduler(config, log) -> ByFixtures:
