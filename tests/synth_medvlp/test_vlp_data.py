@@ -70,6 +70,13 @@ def test_words_of_pieces():
     assert short.input_ids.shape == (1, 6) and short.input_ids[0, -1] == tokens.tokenizer.sep_token_id
 
 
+@pytest.mark.parametrize("limit", [6, 24])
+def test_pieces_word_by_word_are_those_of_the_whole_text(limit):
+    tokens, texts = tokeniser(limit), [*TEXTS, "", "pneumo", " no   edema  ", "caf\u00e9 4.5 cm x-ray"]
+    for text, ids, mask in zip(texts, *list(vars(tokens(texts)).values())[:2], strict=True):
+        assert ids[mask == 1].tolist() == tokens.tokenizer.encode(text, truncation=True, max_length=limit)
+
+
 def test_the_tokenizer_depends_on_the_texts_alone(tmp_path):
     a, b = (Tokeniser.train(texts, 100, 12) for texts in (TEXTS, TEXTS[::-1]))
     assert a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
