@@ -247,8 +247,9 @@ def main(args: list[str] | None = None) -> None:
     pairs = synthetic(cfg)
     if worker()[0]:
         return
-    for stage, what, number in funnel(cfg):
-        print(f"{stage:>3}  {what:<60} {number}")
+    if cfg.data.regime in ("synthetic", "mix"):  # other regimes have not all stages, and the others have left
+        for stage, what, number in funnel(cfg):
+            print(f"{stage:>3}  {what:<60} {number}")
     print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")
 
 
