@@ -22,7 +22,7 @@ from shared.metrics.classification import usable_classes
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, entry, evaluated, keep, rank
+from shared.runs.evaluation import checkpoint_of, device, entries, evaluated, keep, rank
 from shared.runs.facts import commit
 from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all
 from synth_medvlp import finetune, segment
@@ -142,9 +142,8 @@ def summary_of(table: pd.DataFrame, labels: pd.DataFrame, kinds: dict, n_boot: i
     found: dict[str, dict] = {}
     for name, rows in table.groupby("input", sort=False):
         metrics, patients = metrics_of(rows, labels, kinds, chance=True)
-        found[name] = {
-            key: entry(metric, patients, len(rows), 0 if ":" in key else n_boot) for key, metric in metrics.items()
-        }
+        means = {key: metric for key, metric in metrics.items() if ":" not in key}
+        found[name] = entries(metrics, patients, len(rows), 0) | entries(means, patients, len(rows), n_boot)
     return found
 
 
@@ -156,8 +155,8 @@ def summary_of_masks(table: pd.DataFrame, n_boot: int) -> dict[str, dict]:
         if "tp_oracle" in rows and rows.tp_oracle.notna().all():
             metrics |= metrics_of_rows(rows, "_oracle")
         patients = rows.dataset + ":" + rows.patient
-        found.setdefault(name, {})
-        found[name] |= {f"{k}:{task}": entry(m, patients, len(rows), n_boot) for k, m in metrics.items()}
+        of_task = {f"{key}:{task}": metric for key, metric in metrics.items()}
+        found.setdefault(name, {}).update(entries(of_task, patients, len(rows), n_boot))
     return found
 
 

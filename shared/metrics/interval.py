@@ -142,10 +142,18 @@ def interval(
     metric: Metric, patient_ids: Sequence, n_boot: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
     """(value, lo, hi) of one run: patient-clustered percentile interval. NaN bounds where it cannot be estimated."""
-    replicates = bootstrap_values([metric], patient_ids, n_boot, seed)[:, 0]
-    finite = _defined(replicates, _patients(patient_ids)[1])
-    lo, hi = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return metric.value, float(lo), float(hi)
+    return intervals([metric], patient_ids, n_boot, seed, level)[0]
+
+
+def intervals(
+    metrics: Sequence[Metric], patient_ids: Sequence, n_boot: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[tuple[float, float, float]]:
+    """`interval` of each of several metrics over the same items; their patients are drawn once for all of them."""
+    n_patients, found = _patients(patient_ids)[1], []
+    for metric, replicates in zip(metrics, bootstrap_values(metrics, patient_ids, n_boot, seed).T, strict=True):
+        lo, hi = np.quantile(_defined(replicates, n_patients), [(1 - level) / 2, (1 + level) / 2])
+        found.append((metric.value, float(lo), float(hi)))
+    return found
 
 
 # --- differences over seeds ---

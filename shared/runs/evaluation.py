@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from shared.locks import write_whole
-from shared.metrics.interval import Metric, interval
+from shared.metrics.interval import Metric, intervals
 from shared.metrics.scorecard import dumps
 from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import RunConfig, check_writable
@@ -92,7 +92,13 @@ def in_parts(
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 
-def entry(metric: Metric, patients: Sequence, n: int, n_boot: int) -> dict:
-    """What metrics.json holds of a metric of n rows: value, interval (none without draws), n, version."""
-    value, low, high = interval(metric, patients, n_boot) if n_boot else (metric.value, None, None)
-    return {"value": value, "ci": [low, high], "n": n, "version": metric.version}
+def entries(metrics: Mapping[str, Metric], patients: Sequence, n: int, n_boot: int) -> dict[str, dict]:
+    """What metrics.json holds of metrics of the same n rows: value, interval (none without draws), n, version."""
+    if n_boot and metrics:
+        found = intervals(list(metrics.values()), patients, n_boot)
+    else:
+        found = [(metric.value, None, None) for metric in metrics.values()]
+    return {
+        name: {"value": value, "ci": [lo, hi], "n": n, "version": metric.version}
+        for (name, metric), (value, lo, hi) in zip(metrics.items(), found, strict=True)
+    }

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from shared.metrics.interval import Scores
-from shared.runs.evaluation import entry
+from shared.runs.evaluation import entries
 from shared.runs.evidence import Scored
 
 
@@ -32,10 +32,9 @@ def select(scores: Scores, rows: Sequence[int]) -> Scores:
 def summary_of(table: pd.DataFrame, scores: dict[str, Scores], n_boot: int) -> dict[str, dict]:
     """Kind of input -> metric -> value, interval, number of records and version of the metric."""
     return {
-        kind: {
-            n: entry(select(metric, rows.index), rows.patient.to_numpy(), len(rows), n_boot)
-            for n, metric in scores.items()
-        }
+        kind: entries(
+            {n: select(metric, rows.index) for n, metric in scores.items()}, rows.patient.to_numpy(), len(rows), n_boot
+        )
         for kind, rows in table.groupby("input", sort=False)
     }
 

@@ -22,7 +22,7 @@ from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig, SimulateConfig
-from shared.runs.evaluation import entry, evaluated, in_parts, keep, rank, weights_of
+from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
 from shared.runs.evidence import Scored, folder, read_predictions
 from shared.runs.facts import commit
 
@@ -126,10 +126,8 @@ def summary_of(
     found: dict[str, dict] = {}
     for name, rows in table.groupby("input", sort=False):
         metrics, patients = metrics_of(rows, labels, kinds, chance)
-        found[name] = {}
-        for key in ("auroc", "auroc_min10"):
-            if key in metrics:
-                found[name][key] = entry(metrics[key], patients, len(rows), n_boot)
+        wanted = {key: metrics[key] for key in ("auroc", "auroc_min10") if key in metrics}
+        found[name] = entries(wanted, patients, len(rows), n_boot)
     return found
 
 
