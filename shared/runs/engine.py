@@ -195,8 +195,9 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
     tier = parse_as(paper.config, [f"--config={file}" for file in values.pop("config")])
     cfg = paper.config(**values)
     claims = load_claims(paper.folder / "claims.yaml")
+    started, timed = time.monotonic(), False
     if not rescore:
-        started, names = time.monotonic(), experiments_for(paper, cfg, claims, claim, everything)
+        names = experiments_for(paper, cfg, claims, claim, everything)
         evidence.check(cfg)
         from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names))
         check_writable("runs", cfg.runs)
@@ -204,9 +205,8 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
         run_all(paper, cfg, names)
         own = (cfg.tier_hash(), cfg.reproduce) == (tier.tier_hash(), tier.reproduce)
         timed = from_nothing and own and claim is None and not everything
-        headline_s = time.monotonic() - started if timed else None
-        evidence.collect(paper, cfg, names, peak_rss_mb(cfg), headline_s)
-    return evidence.score(paper, cfg, claims)
+        evidence.collect(paper, cfg, names, peak_rss_mb(cfg))
+    return evidence.score(paper, cfg, claims, started if timed else None)
 
 
 def peak_rss_mb(cfg: RunConfig) -> int:

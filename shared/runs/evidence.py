@@ -6,12 +6,14 @@ every number from that folder alone.
 
 import importlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from shared.locks import write_whole
 from shared.metrics import scorecard
 from shared.metrics.interval import Difference, Metric, difference
 from shared.metrics.report import print_table, render
@@ -49,11 +51,10 @@ def check(cfg: RunConfig) -> None:
         raise SystemExit(f"{folder(cfg)} holds results of another config: remove it, or give --results another folder")
 
 
-def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int, headline_s: float | None = None) -> None:
+def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) -> None:
     """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
 
-    `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran. headline_s: by the
-    clock, of a call that ran the tier's own headline from nothing.
+    `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran.
     """
     out = folder(cfg)
     file = out / "runs.json"
@@ -74,9 +75,13 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int, he
         "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
         "seeds": cfg.reproduce.seeds,
         "environment": versions(),
-    } | ({} if headline_s is None else {"headline_s": round(headline_s, 1)})
-    file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    }
+    _write(file, facts)
     paper.pictures(cfg, names)
+
+
+def _write(file: Path, facts: dict) -> None:
+    write_whole(file, json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def run_facts(runs: list[Path]) -> dict:
@@ -184,8 +189,12 @@ def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | 
     return Measured(tuple(compare(paper, scored, claim["metric"], a, b) for a, b in pairs), data)
 
 
-def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
-    """Everything that can be computed from the results folder; writes the scorecard and REPRODUCTION.md."""
+def score(paper: Paper, cfg: RunConfig, claims: list[dict], started: float | None = None) -> dict:
+    """Everything that can be computed from the results folder; writes the scorecard and REPRODUCTION.md.
+
+    started: when (`time.monotonic`) a call began that ran the tier's own headline from nothing; `headline_s` is then
+    its time by the clock, this scoring included.
+    """
     out = folder(cfg)
     if not (out / "runs.json").exists():
         raise SystemExit(f"{out}: no results; run `make reproduce-{paper.name} TIER={cfg.tier}` first")
@@ -198,6 +207,9 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict]) -> dict:
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
     figures = tables.draw(cfg, card, scored, facts)
+    if started is not None:
+        run["headline_s"] = facts["headline_s"] = round(time.monotonic() - started, 1)
+        _write(out / "runs.json", facts)
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts, figures=figures)
     scorecard.write(card, out / "scorecard.json")
     page = write_reproduction(paper, cfg, claims)

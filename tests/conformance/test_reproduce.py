@@ -61,14 +61,14 @@ def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, mo
     one = importlib.import_module(f"{package.name}.config").parse(["--config", package.config]).reproduce.headline[0]
     timed = []
     monkeypatch.setattr(engine, "run_all", lambda *_: None)
-    monkeypatch.setattr(engine.evidence, "collect", lambda *args: timed.append(args[-1]))
-    monkeypatch.setattr(engine.evidence, "score", lambda *_: {})
+    monkeypatch.setattr(engine.evidence, "collect", lambda *_: None)
+    monkeypatch.setattr(engine.evidence, "score", lambda *args: timed.append(args[-1]))
     fresh = ["--config", package.config, f"--results={tmp_path / 'results'}"]
     for number, other in enumerate(([], ["--all"], ["--claim", one], [f'--reproduce.headline=["{one}"]'])):
         paper.main([*fresh, f"--runs={tmp_path / str(number)}", *other])
     (tmp_path / "0" / package.name / "smoke" / one / "seed0").mkdir(parents=True)
     paper.main([*fresh, f"--runs={tmp_path / '0'}"])
-    assert [seconds is not None for seconds in timed] == [True, False, False, False, False]
+    assert [started is not None for started in timed] == [True, False, False, False, False]
 
 
 def test_only_experiments_on_real_records_need_real_records(package, tmp_path, monkeypatch):
