@@ -52,7 +52,8 @@ EXPERIMENTS = {
     "size-matched": regime("real"),  # as many pairs as synthetic ones: `keys` below
     "mix-epochs": regime("mix", **{"train.steps": 0}),
     "mix-by-source": regime("mix", **{"data.by_source": True}),
-    # stages left out, halves of a pair, another generator
+    # the set drawn anew, stages left out, halves of a pair, another generator
+    "redrawn": regime("synthetic", **{"sampler.seed": 1, "image.seed": 1}),
     "random-sampling": regime("synthetic", **{"sampler.balanced": False}),
     "no-cap": regime("synthetic", **{"sampler.tau_max": None}),
     "compatible": regime("synthetic", **{"sampler.compatible": True}),

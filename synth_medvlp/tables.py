@@ -34,6 +34,7 @@ METHODS |= {f"ConVIRT as in MGCA, {label}": f"mgca-{name}" for label, name in RE
 METHODS |= {"ConVIRT, untrained": "random-init"}
 STAGES = {
     "synthetic pairs": "synthetic",
+    "synthetic pairs, drawn anew": "redrawn",
     "entities drawn by their frequency": "random-sampling",
     "no cap on a string's uses": "no-cap",
     "no request that contradicts itself": "compatible",
