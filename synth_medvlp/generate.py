@@ -7,7 +7,8 @@ Every stage is a function of the config and keeps its result in a folder of CACH
 a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
 the reference asks for. Under `torchrun` or `accelerate launch` the processes share A2, A3 and S2 to S6, on one machine
 or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes. Without
-a GPU A2, A3, S5 and S6 compute on one thread, so that what is made depends neither on the processes nor on the cores.
+a GPU A2, A3, S5 and S6 compute on one thread, so that what is made depends neither on the processes nor on the cores,
+but for the rounding of texts that are written in other batches.
 """
 
 import json

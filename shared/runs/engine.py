@@ -5,11 +5,13 @@ run again, so a killed call goes on where it stopped. What is scored are the pre
 is a step of its own (`--rescore`), so the committed numbers can be computed again in seconds.
 """
 
+import ctypes
 import importlib
 import json
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -104,7 +106,14 @@ def launch(paper: str, args: list[str], train: bool, score: bool, processes: int
 def in_processes(module: str, args: list[str], n: int) -> None:
     """`python -m module args` by n processes; raises CalledProcessError where one fails, the others are ended then."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-    subprocess.run([*torchrun, "-m", module, *args], check=True)
+    subprocess.run([*torchrun, "-m", module, *args], check=True, preexec_fn=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Linux tells this process, torchrun, when its parent was killed; it ends its own processes then. Otherwise they
+    would write on beside those of the next call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 Run = tuple[str, int, int]  # experiment, seed, fold
@@ -210,6 +219,6 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
 
 
 def peak_rss_mb(cfg: RunConfig) -> int:
-    """Upper bound of the memory in use: the largest worker times the number of workers, plus this process."""
+    """Upper bound of the memory of runs: the largest worker times the number of workers, plus this process."""
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (worker * cfg.reproduce.jobs + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 1024

@@ -1,5 +1,11 @@
 """shared/runs/processes.py: two processes give the loss and the gradient of one with the joined batch."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +14,7 @@ from torch.nn import functional as F
 
 from shared.runs.processes import gather, rank, world
 
+ROOT = Path(__file__).resolve().parents[2]
 N = 3  # rows of each process
 
 
@@ -47,3 +54,25 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     assert loss0 != loss1
     assert ((loss0 + loss1) / 2).item() == pytest.approx(loss.item(), abs=1e-6)
     assert torch.allclose(grad0, weight.grad, atol=1e-6) and torch.equal(grad0, grad1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "sleeper.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path(os.environ['OUT'], os.environ['RANK'] + '.pid').write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    call = "from shared.runs.engine import in_processes; in_processes('sleeper', [], 2)"
+    shown = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OUT": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, env=shown)
+    files, deadline = [tmp_path / "0.pid", tmp_path / "1.pid"], time.monotonic() + 120
+    while not all(f.exists() and f.read_text() for f in files):
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    pids = [int(f.read_text()) for f in files]
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "they work on without a parent"
+        time.sleep(0.05)
