@@ -248,7 +248,7 @@ def main(args: list[str] | None = None) -> None:
     pairs = synthetic(cfg)
     if worker()[0]:
         return
-    if cfg.data.regime in ("synthetic", "mix"):  # other regimes have not all stages, and the others have left
+    if cfg.data.regime not in ("real_text", "real_image"):  # these lack stages, and the other processes have left
         for stage, what, number in funnel(cfg):
             print(f"{stage:>3}  {what:<60} {number}")
     print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")

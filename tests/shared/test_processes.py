@@ -1,4 +1,4 @@
-"""shared/runs/processes.py: two processes give the loss and the gradient of one with the joined batch."""
+"""Several processes: two give the loss and the gradient of one with the joined batch; they end with their parent."""
 
 import os
 import subprocess

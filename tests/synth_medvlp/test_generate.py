@@ -51,6 +51,7 @@ def test_synthetic_pairs_name_what_was_asked_and_are_packed_with_checksums():
 def test_a_second_call_generates_nothing(monkeypatch):
     cfg = config(regime="synthetic")
     first = generate.synthetic(cfg)
+    generate._MADE.clear()  # as in another process
 
     def never(*_):
         raise AssertionError("generated again")
@@ -181,7 +182,11 @@ def launched(cache, options, *launcher, threads=1):
     return subprocess.run(command, env=shown, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("options", [(), SHIPPED], ids=["template and oracle", "shipped networks"])
+@pytest.mark.parametrize(
+    "options",
+    [(), SHIPPED, ("--data.regime=real_image",)],
+    ids=["template and oracle", "shipped networks", "texts for real images"],
+)
 def test_two_processes_make_what_one_makes_and_share_the_work(tmp_path, options):
     done = launched(tmp_path, options, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -194,7 +199,9 @@ def test_two_processes_make_what_one_makes_and_share_the_work(tmp_path, options)
     for name in ("images.npy", "pairs.parquet"):
         assert (folder / name).read_bytes() == (alone / name).read_bytes()
     assert manifests(tmp_path) == manifests(tmp_path / "one")
-    counted = [line for line in one.stdout.splitlines() if "seconds" not in line and "pairs in" not in line]
+    others = ("seconds", "pairs in", "simulating")
+    counted = [line for line in one.stdout.splitlines() if not any(said in line for said in others)]
     assert set(counted) <= set(done.stdout.splitlines())
+    assert bool(counted) == ("--data.regime=real_image" not in options), "the funnel is of whole generation"
     assert len(list(tmp_path.glob("synth_medvlp/audit-*/answers-[01].jsonl"))) == 2
     assert not list(tmp_path.glob("synth_medvlp/reports-*/share-*")), "shares are put together and removed"
