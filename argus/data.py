@@ -12,6 +12,7 @@ from argus.config import DataConfig
 from argus.prep import Prepared
 
 IGNORE = -100  # label of tokens without loss
+VOLUMES = ("volume", "zero", "mean", "shuffle")  # what a model is tested on: the true one, and three controls
 # One fixed prompt per target section (reference), of our own wording; a section belongs to one source and its style.
 PROMPTS = {
     "findings": "Write the findings of this chest CT.",
@@ -214,11 +215,23 @@ def partners(records: pd.DataFrame, seed: int) -> np.ndarray:
     return found
 
 
+def mean_volume(prepared: Prepared, slice_only: bool = False, n: int = 256) -> torch.Tensor:
+    """[1, 1, D, H, W] voxel by voxel, the mean of the first n training volumes: a chest, but nobody's."""
+    rows = prepared.records("train").row.to_numpy()[:n]
+    total = sum(
+        read_volumes(prepared, rows[i : i + 16], slice_only).sum(0, keepdim=True) for i in range(0, len(rows), 16)
+    )
+    return total / len(rows)
+
+
 def model_input(dataset: ReportDataset, data: DataConfig, items: list[int], kind: str, seed: int) -> torch.Tensor:
     """[B, 1, D, H, W] volumes as the model is tested on them: `volume`, the true one; `zero` (every voxel 0, which is
-    water); `shuffle` (another patient's, seeded)."""
-    if kind not in ("volume", "zero", "shuffle"):
-        raise ValueError(f"eval.inputs: {kind!r} is not one of volume, zero, shuffle")
+    water, and far from any chest where `model.standardise`); `mean` (`mean_volume`); `shuffle` (another patient's,
+    seeded)."""
+    if kind not in VOLUMES:
+        raise ValueError(f"eval.inputs: {kind!r} is not one of {', '.join(VOLUMES)}")
+    if kind == "mean":
+        return mean_volume(dataset.prepared, data.slice_only).expand(len(items), -1, -1, -1, -1)
     if kind == "shuffle":
         items = partners(dataset.records, seed)[items]
     volume = read_volumes(dataset.prepared, dataset.records.row.to_numpy()[items], data.slice_only)

@@ -2,10 +2,10 @@
 
 Greedy decoding of newly generated tokens only, one prompt per target section (reference: Evaluation protocols,
 corrected). Every kind of input in `eval.inputs` is generated with the same weights: the true volume and the controls
-(zero, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun each
-process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a language
-model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a ViT that was
-pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed instead.
+(zero, mean, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun
+each process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a
+language model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a ViT that
+was pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed instead.
 """
 
 import hashlib
@@ -113,7 +113,7 @@ def reports_for(
     """Reports for `items` by the model or by a control; no work twice."""
     if kind in WITHOUT_LLM:
         return control_reports(kind, model, dataset, cfg, items, train_set)
-    if kind == "zero" or model.encoder is None:  # every record of a section gets the same report
+    if kind in ("zero", "mean") or model.encoder is None:  # every record of a section gets the same report
         sections = dataset.records.section.to_numpy()[items]
         first = {section: int(np.flatnonzero(sections == section)[0]) for section in dict.fromkeys(sections)}
         texts = generate(model, tokenizer, dataset, cfg, kind, [items[i] for i in first.values()])

@@ -141,6 +141,11 @@ def make_encoder(cfg: ModelConfig, shape) -> VitEncoder:
                       standardise=cfg.standardise, pool=cfg.pool)  # fmt: skip
 
 
+def shape_of(checkpoint: str) -> tuple[int, ...]:
+    """D, H, W of the volumes that a checkpoint's ViT reads."""
+    return tuple(json.loads((Path(checkpoint) / "config.json").read_text())["shape"])
+
+
 def start_encoder(encoder: VitEncoder, checkpoint: str) -> None:
     """Give the encoder the ViT of an earlier run, of whatever stage; only its tensors are read."""
     folder = Path(checkpoint)

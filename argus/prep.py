@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from shared.store import disk_errors
 
 NOT_READERS = "simulate*.py"  # of shared/ct: files that decide nothing about how a tree is read
 HU = 1000.0  # what becomes 1.0 for the model
+_MADE: dict = {}  # of this process: hash of what was asked for -> Prepared
 
 
 @dataclass
@@ -71,9 +72,12 @@ def prepare(cfg: Config) -> Prepared:
     """Simulate (where asked), choose, pack and split; from the cache where done before.
 
     Raises FileNotFoundError for a missing tree, with the command that fetches it; ValueError where a key of the config
-    leaves nothing to train on or to test.
+    leaves nothing to train on or to test. A process remembers what it made of simulated patients, which never change.
     """
     data = cfg.data
+    key = hash_of([asdict(data), str(cache_root().resolve())])
+    if data.simulate and key in _MADE:
+        return _MADE[key]
     roots = {source: simulated_tree(source, data.simulate) if data.simulate else official_tree(source)
              for source in data.sources}  # fmt: skip
     folder, split_sha256, report = chosen_volumes(data, roots)
@@ -87,7 +91,7 @@ def prepare(cfg: Config) -> Prepared:
     store = CtStore(out)
     table = records_table(store.volumes)
     content = [packed["sha256"], split_sha256]
-    return Prepared(
+    prepared = Prepared(
         store,
         table,
         chosen=share_of_patients(table[table.part == "train"], data.share, data.split_seed),
@@ -97,6 +101,9 @@ def prepare(cfg: Config) -> Prepared:
         source="simulated" if data.simulate else " + ".join(data.sources),
         report=report | {"store": packed["counts"]},
     )
+    if data.simulate:
+        _MADE[key] = prepared
+    return prepared
 
 
 # --- trees ------------------------------------------------------------------------------------------------------------

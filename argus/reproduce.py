@@ -23,7 +23,7 @@ from shared.runs.paper import Experiment, Paper
 
 ENCODER = "supervised"  # what the recipe's ViT starts from; which one won in the paper is not established
 PRETRAINING = ("mae", "clip", "supervised")
-CONTROLS = ("volume", "zero", "shuffle", "majority", "typical", "constant", "nearest")
+CONTROLS = ("volume", "zero", "mean", "shuffle", "majority", "typical", "constant", "nearest")
 STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
 ALIGN, PRETRAIN, LM = "align-", "encoder-", "lm"
 HELD_OUT = "inspect"  # the source whose volumes `held-out` never saw
@@ -170,7 +170,7 @@ class Argus(Paper):
         keys = {"model.backbone": cfg.reproduce.backbones[experiment.size]}
         if vit := experiment.train and not experiment.after and self.shipped(cfg, experiment):
             keys["model.encoder"] = vit
-        keys["eval.metrics"] = ["bleu", "rouge", "cider_d"]  # METEOR's start-up is paid once, when all runs are scored
+        keys["eval.metrics"] = []  # n-grams are counted once, when all runs are scored
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one
             keys |= {k: v for k, v in self.of_tier(cfg, later).items() if k.startswith(("data.", "model."))}

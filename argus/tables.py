@@ -21,7 +21,8 @@ CLINICAL = {
 }
 NOT_COMPUTED = "not computed"
 CONTROLS = {  # id -> what it is
-    "zero": "every voxel 0",
+    "zero": "every voxel 0, which is water",
+    "mean": "the mean of training volumes",
     "shuffle": "another patient's volume",
     "majority": "the most frequent training report of the source",
     "typical": "the training report of the source that agrees best with all others",
@@ -37,8 +38,8 @@ ARMS = {  # experiment -> name of its compression
 }  # fmt: skip
 ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
 SCHEDULE = {"argus": "two stages, ViT tuned in the second", "frozen-vit": "two stages, ViT frozen",
-            "one-stage": "one stage of as many updates", "vit-both-stages": "two stages, ViT tuned in both",
-            "full-llm": "two stages, all of the LLM tuned"}  # fmt: skip
+            "one-stage": "one stage of as many updates, all with ViT and LLM",
+            "vit-both-stages": "two stages, ViT tuned in both", "full-llm": "two stages, all of the LLM tuned"}  # fmt: skip
 SHARES = {"data-10": 10, "data-25": 25, "data-50": 50, "argus": 100}  # % of the training patients
 RUNGS = {"argus": "normal", "avgpool": "normal, average pooling", "hr": "high, as many visual tokens",
          "hr-cheap": "high, larger patches", "hr-avgpool": "high, average pooling"}  # fmt: skip
@@ -59,14 +60,13 @@ def controls(scored: dict[str, Scored], compare) -> list[dict]:
     data = describe(scored["argus@volume"])
     others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
     others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
-    others["single-slice"] = (
-        "single-slice@volume",
-        "the middle slice only; its ViT pre-trained on the tier's own patients",
-    )
+    others["single-slice"] = ("single-slice@volume", "the middle slice only, in its ViT's pre-training too")
+    # Where the recipe's ViT was made before, the one of `single-slice` is the tier's own: so is that of its comparator.
+    alike = {"single-slice": "from-supervised" if "from-supervised@volume" in scored else "argus"}
     rows = []
     for control_id, (key, note) in others.items():
         if key in scored:
-            ours = compare("finding_f1", "argus", key)
+            ours = compare("finding_f1", alike.get(control_id, "argus"), key)
             rows.append(control(control_id, "finding_f1", scored[key].level("finding_f1"), ours, data=data, note=note))
     return rows
 

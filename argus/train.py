@@ -25,7 +25,7 @@ from argus.data import (
     train_tokenizer,
 )
 from argus.language import LanguageDataset, drawn_reports, texts_hash
-from argus.model import PRETRAIN, ArgusModel
+from argus.model import PRETRAIN, ArgusModel, shape_of
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
 from shared.runs.facts import finished
@@ -113,8 +113,11 @@ def build(
 
 
 def fit_input(cfg: Config, encoder, train_set: Dataset, prepared: Prepared | None) -> None:
-    """A ViT that standardises its input learns how from the training volumes, where no earlier stage did."""
-    if encoder is None or not cfg.model.standardise or cfg.model.encoder or cfg.train.init:
+    """A ViT that standardises its input learns how from the training volumes, where no earlier stage did, or did at
+    another resolution: finer voxels have more noise."""
+    if encoder is None or not cfg.model.standardise or cfg.train.init:
+        return
+    if cfg.model.encoder and shape_of(cfg.model.encoder) == encoder.shape:
         return
     rows = train_set.records.row.to_numpy()
     encoder.fit_input(read_volumes(prepared, rows[i : i + 64], cfg.data.slice_only) for i in range(0, len(rows), 64))

@@ -12,7 +12,7 @@ from shared.metrics.findings import finding_scores
 from shared.metrics.findings_validation import validated_findings
 from shared.metrics.interval import Scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
-from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
 from shared.runs.reports import add_runs, distinct, select
 
 
@@ -66,7 +66,7 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
         groups.setdefault(tuple(reports[name].itertuples(index=False, name=None)), []).append(name)
     scored: dict[str, Scored] = {}
     for group in groups.values():
-        tables = [(n, s, read_predictions(cfg, n, s)) for n in group for s in cfg.reproduce.seeds]
+        tables = [(n, s, read_predictions(cfg, n, s)) for n in group for s in seeds_of(facts, n)]
         everything = pd.concat([t for _, _, t in tables], ignore_index=True)
         per_fold = reports[group[0]].groupby("fold").report.agg(list).tolist()
         scores = score_table(everything, per_fold, bertscore=cfg.eval.bertscore, layer=cfg.eval.bertscore_layer)

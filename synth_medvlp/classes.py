@@ -13,7 +13,7 @@ import pandas as pd
 from shared.metrics.classification import auroc_per_class
 from shared.metrics.interval import Statistic
 from shared.metrics.six_tasks import FREQUENT, items_of, restrict, six_task_auroc, usable_tasks
-from shared.runs.evidence import folder, read_predictions
+from shared.runs.evidence import folder, read_predictions, seeds_of
 from shared.runs.tasks import read_labels
 from synth_medvlp.config import Config
 from synth_medvlp.downstream import HEADLINE
@@ -90,7 +90,7 @@ def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
     behind = share_of_finding(shares)
     for name in names:
         values: dict[tuple, list[float]] = {}
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds_of(facts, name):
             run = facts["runs"][f"{name}/seed{seed}"]
             rows = read_predictions(cfg, name, seed)
             _, _, parts = items_of(rows[rows.input == "image"], read_labels(cfg, run["data_hash"]))

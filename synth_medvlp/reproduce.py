@@ -100,13 +100,12 @@ class SynthMedVlp(Paper):
         return set_of(cfg) + repr([cfg.eval.tasks, cfg.eval.simulate, cfg.eval.variant])
 
     def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Labels of the tasks, once for all runs on the same data; pixel counts of the masks of every seed."""
+        """Labels of the tasks, once for all runs on the same data; pixel counts of the masks."""
         data_hash = evidence.run_facts(runs)["data_hash"]
         shutil.copy(runs[0] / "labels.parquet", out / "predictions" / f"labels-{data_hash}.parquet")
-        for seed in cfg.reproduce.seeds:
-            masks = pd.read_parquet(evidence.run_folders(cfg, name, seed)[0] / "masks.parquet")
-            if len(masks):
-                masks.to_parquet(out / "predictions" / f"{name}-masks-seed{seed}.parquet", compression="zstd")
+        masks = pd.read_parquet(runs[0] / "masks.parquet")
+        if len(masks):
+            masks.to_parquet(out / "predictions" / f"{name}-masks-{runs[0].name}.parquet", compression="zstd")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         tables.keep_funnel(cfg, names)

@@ -9,7 +9,7 @@ from shared.metrics.interval import Scores, Statistic
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import average, restrict
 from shared.runs import tasks
-from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
 from shared.runs.tasks import means_over_draws
 from synth_medvlp.classes import MIN10, frequent_headline
 from synth_medvlp.config import Config
@@ -32,7 +32,7 @@ def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
 def add_frequent_headline(cfg: Config, facts: dict, scored: dict[str, Scored]) -> None:
     """The headline over classes with 10 positives (`classes`), beside each zero-shot headline."""
     for name in [key.removesuffix("@image") for key in scored if key.endswith("@image")]:
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds_of(facts, name):
             run, rows = facts["runs"][f"{name}/seed{seed}"], read_predictions(cfg, name, seed)
             found = frequent_headline(rows[rows.input == "image"], tasks.read_labels(cfg, run["data_hash"]), run)
             if found:
@@ -43,7 +43,7 @@ def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@grounding:..` and `name@segment:..` -> Scored: `dice` and its like as means over tasks, `dice:<task>`."""
     scored: dict[str, Scored] = {}
     for name in sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]}):
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds_of(facts, name):
             file = folder(cfg) / "predictions" / f"{name}-masks-seed{seed}.parquet"
             if not file.exists():
                 continue
@@ -59,6 +59,7 @@ def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
                 entry = scored.setdefault(key, new)
                 if not np.array_equal(entry.ids, ids):
                     raise ValueError(f"{key}: seeds were scored on different records; run it again")
+                entry.seeds.append(seed)
                 for metric, statistic in mask_statistics(rows).items():
                     entry.scores.setdefault(metric, []).append(statistic)
     return scored

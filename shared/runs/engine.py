@@ -119,7 +119,7 @@ def _end_with_parent() -> None:
 Run = tuple[str, int, int]  # experiment, seed, fold
 
 
-def planned(paper: Paper, cfg: RunConfig, names: list[str]) -> dict[Run, set[Run]]:
+def planned(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int]) -> dict[Run, set[Run]]:
     """Every run, with the runs whose checkpoints it needs.
 
     All seeds of an experiment follow each other: they work while the data of the next experiment are made.
@@ -132,18 +132,21 @@ def planned(paper: Paper, cfg: RunConfig, names: list[str]) -> dict[Run, set[Run
     once = dict.fromkeys(run for n in names for run in paper.starts_from(cfg, n).values())
     plan: dict[Run, set[Run]] = {(run, 0, 0): set() for run in once}
     for name in names:
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds:
             needs = {(run, 0, 0) for run in paper.starts_from(cfg, name).values()}
             needs.update(run for before in paper.experiments[name].after for run in runs(before, seed))
             plan |= {run: set(needs) for run in runs(name, seed)}
     return {run: needs & plan.keys() for run, needs in plan.items()}
 
 
-def run_all(paper: Paper, cfg: RunConfig, names: list[str]) -> None:
+def run_all(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int]) -> None:
     """All runs, `reproduce.jobs` at a time, each when what it needs is there; the first error ends the call."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.reproduce.jobs))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    waiting = planned(paper, cfg, names)
+    # glibc gives the pages of large tensors back after each use; taking them again costs an eighth of a step's time.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
+    waiting = planned(paper, cfg, names, seeds)
     prepared: set[str] = set()
     at_work: dict[Future, Run] = {}
     done: set[Run] = set()
@@ -207,14 +210,15 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
     started, timed = time.monotonic(), False
     if not rescore:
         names = experiments_for(paper, cfg, claims, claim, everything)
+        seeds = cfg.reproduce.seeds + (cfg.reproduce.more_seeds if everything or claim else [])
         evidence.check(cfg)
-        from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names))
+        from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names, seeds))
         check_writable("runs", cfg.runs)
         check_writable("results", cfg.results)
-        run_all(paper, cfg, names)
+        run_all(paper, cfg, names, seeds)
         own = (cfg.tier_hash(), cfg.reproduce) == (tier.tier_hash(), tier.reproduce)
         timed = from_nothing and own and claim is None and not everything
-        evidence.collect(paper, cfg, names, peak_rss_mb(cfg))
+        evidence.collect(paper, cfg, names, seeds, peak_rss_mb(cfg))
     return evidence.score(paper, cfg, claims, started if timed else None)
 
 

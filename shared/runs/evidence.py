@@ -51,7 +51,7 @@ def check(cfg: RunConfig) -> None:
         raise SystemExit(f"{folder(cfg)} holds results of another config: remove it, or give --results another folder")
 
 
-def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) -> None:
+def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], peak_rss_mb: int) -> None:
     """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
 
     `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran.
@@ -62,18 +62,18 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], peak_rss_mb: int) ->
     facts = json.loads(file.read_text()) if file.exists() else empty
     (out / "predictions").mkdir(parents=True, exist_ok=True)
     for name in names:
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds:
             runs = run_folders(cfg, name, seed)
             parts = [pd.read_parquet(r / "predictions.parquet").assign(fold=i) for i, r in enumerate(runs)]
             table = pd.concat(parts, ignore_index=True).drop(columns="split", errors="ignore")
             table.to_parquet(out / "predictions" / f"{name}-seed{seed}.parquet", compression="zstd")
             facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
-        paper.collect(cfg, name, runs, out)
+            paper.collect(cfg, name, runs, out)
     facts |= {
         "commit": commit(),
         "wall_s": sum(r.get("train_s", 0) + r["evaluation_s"] for r in facts["runs"].values()) / cfg.reproduce.jobs,
         "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
-        "seeds": cfg.reproduce.seeds,
+        "seeds": sorted({int(run.rsplit("/seed", 1)[1]) for run in facts["runs"]}),
         "environment": versions(),
     }
     _write(file, facts)
@@ -104,12 +104,18 @@ def run_facts(runs: list[Path]) -> dict:
     return facts
 
 
+def seeds_of(facts: dict, name: str) -> list[int]:
+    """Seeds with which an experiment was run, in order; facts: runs.json."""
+    runs = (run.rsplit("/seed", 1) for run in facts["runs"])
+    return sorted(int(seed) for found, seed in runs if found == name)
+
+
 # --- score ---
 
 
 @dataclass
 class Scored:
-    """One experiment with one kind of input: metric -> one `Metric` per seed, all on the same items."""
+    """One experiment with one kind of input: metric -> one `Metric` per seed (`seeds`), all on the same items."""
 
     scores: dict[str, list[Metric]]
     ids: np.ndarray
@@ -119,6 +125,7 @@ class Scored:
     n_folds: int = 1
     tables: list[pd.DataFrame] = field(default_factory=list)  # predictions, per seed
     n_records: int = 0  # where it is not the number of items: a record that serves several tasks is several
+    seeds: list[int] = field(default_factory=list)
     _levels: dict = field(default_factory=dict)
 
     def metric(self, name: str) -> list[Metric]:
@@ -141,11 +148,16 @@ def entry_name(paper: Paper, name: str) -> str:
 
 
 def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference:
-    """Paired difference of two entries of `score_all`. ValueError where they were not scored on the same records."""
+    """Paired difference of two entries of `score_all`, over the seeds that both have. ValueError where they were not
+    scored on the same records."""
     a, b = (scored[entry_name(paper, x)] for x in (ours, theirs))
     if not same_records(a, b):
         raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
-    return difference(a.metric(metric), b.metric(metric), a.patients)
+    both = [seed for seed in a.seeds if seed in b.seeds]
+    if a.seeds != b.seeds and not both:
+        raise ValueError(f"{ours} and {theirs} have no seed in common: {a.seeds} and {b.seeds}; run one of them again")
+    ours_theirs = ([e.metric(metric)[e.seeds.index(s)] for s in both] if both else e.metric(metric) for e in (a, b))
+    return difference(*ours_theirs, a.patients)
 
 
 def same_records(a: Scored, b: Scored) -> bool:

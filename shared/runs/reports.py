@@ -69,6 +69,7 @@ def add_runs(
             if not np.array_equal(one.ids, new.ids) or one.data_hash != run[key]:
                 raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
             one.tables.append(part)
+            one.seeds.append(seed)
             for metric, s in ({m: select(s, rows + start) for m, s in scores.items()} | more(part)).items():
                 one.scores.setdefault(metric, []).append(s)
         start += len(table)

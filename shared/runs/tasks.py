@@ -23,7 +23,7 @@ from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig, SimulateConfig
 from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
-from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
 from shared.runs.facts import commit
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
@@ -180,7 +180,7 @@ def score_all(
     names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
     labels: dict[str, pd.DataFrame] = {}
     for name in names:
-        for seed in cfg.reproduce.seeds:
+        for seed in seeds_of(facts, name):
             run = facts["runs"][f"{name}/seed{seed}"]
             data_hash = run["data_hash"]
             if data_hash not in labels:
@@ -194,6 +194,7 @@ def score_all(
                 one = scored.setdefault(f"{name}@{kind}", new)
                 if not np.array_equal(one.ids, ids) or one.data_hash != data_hash:
                     raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
+                one.seeds.append(seed)
                 for metric, statistic in found.items():
                     one.scores.setdefault(metric, []).append(statistic)
     return scored
@@ -219,7 +220,7 @@ def mean_of(entries: list[Scored]) -> Scored:
         raise ValueError(f"a mean over inputs needs the same seeds in each, found {sorted(n_seeds)}")
     scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
     base = first.ids, first.patients, first.source, first.data_hash, first.n_folds
-    return Scored(scores, *base, n_records=first.n_records)
+    return Scored(scores, *base, n_records=first.n_records, seeds=first.seeds)
 
 
 # --- tables ---

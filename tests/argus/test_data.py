@@ -16,6 +16,7 @@ from argus.data import (
     PretrainDataset,
     ReportDataset,
     load_tokenizer,
+    mean_volume,
     model_input,
     partners,
     prompt_batch,
@@ -181,6 +182,10 @@ def test_inputs_of_the_controls(prepared, tokenizer):
     true = model_input(dataset, data, everyone, "volume", 0)
     assert true.shape == (6, 1, 4, 6, 6) and torch.equal(true, torch.from_numpy(prepared.values))
     assert not model_input(dataset, data, everyone, "zero", 0).any()
+    mean = model_input(dataset, data, [3, 1], "mean", 0)
+    assert mean.shape == (2, 1, 4, 6, 6) and torch.equal(mean[0], mean[1])
+    assert torch.allclose(mean[:1], true.mean(0, keepdim=True), atol=1e-6)
+    assert torch.equal(mean_volume(prepared, n=1), true[:1]), "of the first n"
     shuffled = model_input(dataset, data, everyone, "shuffle", 0)
     half = model_input(dataset, data, [3, 1], "shuffle", 0)
     assert torch.equal(half, shuffled[[3, 1]]), "a batch does not decide whose volume a record gets"

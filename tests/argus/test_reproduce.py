@@ -16,12 +16,13 @@ from argus.config import Config, parse
 from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
+from argus.scoring import score_all
 from argus.tables import ARMS, NOT_COMPUTED
 from argus.train import arguments as train_options
 from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments
-from shared.runs.evidence import folder, score
+from shared.runs.evidence import compare, folder, score, seeds_of
 from shared.runs.reports import majority_report
 
 TEACHING = ("smoke", "gpu")  # tiers that train their language model in the run
@@ -90,7 +91,7 @@ def test_every_experiment_has_options_that_parse(cfg):
     for name in here:
         run = arguments(cfg, name)
         assert run.experiment == name and run.seed == 0 and run.runs == cfg.runs
-        assert run.eval.metrics == ["bleu", "rouge", "cider_d"]
+        assert not run.eval.metrics, "n-grams are counted when all runs are scored"
         for started in ARGUS.starts_from(cfg, name).values():
             pretrained = arguments(cfg, started)
             assert pretrained.model.objective in ("language", "clip", "mae", "supervised")
@@ -338,6 +339,27 @@ def test_scores_tell_a_reader_from_a_parrot(empty, claims):
     assert {"claims.png", "compression.png", "sizes.png", "loss-2.png"} <= names and "data.png" not in names
     page = (folder(empty).parent / "REPRODUCTION.md").read_text()
     assert NOT_COMPUTED in page and "pixel-shuffle-best" in page
+
+
+def test_what_has_more_seeds_is_compared_over_those_of_both(empty, claims):
+    more = replace(empty, reproduce=replace(empty.reproduce, seeds=[0, 1, 2, 5, 6]))
+    write_predictions(more, "argus", {"volume": GOOD})
+    write_predictions(empty, "avgpool", {"volume": BAD})
+    write_predictions(replace(empty, reproduce=replace(empty.reproduce, seeds=[1, 2, 6])), "attn-pool", {"volume": BAD})
+    score(ARGUS, empty, claims)
+    facts = json.loads((folder(empty) / "runs.json").read_text())
+    scored = score_all(empty, facts)
+    assert scored["argus@volume"].seeds == [0, 1, 2, 5, 6] and seeds_of(facts, "attn-pool") == [1, 2, 6]
+    whole = [m.value for m in scored["argus@volume"].metric("finding_f1")]
+    assert whole[:3] != [whole[i] for i in (1, 2, 4)], "else the first three would do as well"
+    for rival, places in (("avgpool", [0, 1, 2]), ("attn-pool", [1, 2, 4])):
+        their = [m.value for m in scored[f"{rival}@volume"].metric("finding_f1")]
+        found = compare(ARGUS, scored, "finding_f1", "argus", rival)
+        assert found.per_seed == pytest.approx([whole[i] - v for i, v in zip(places, their, strict=True)])
+    write_predictions(replace(empty, reproduce=replace(empty.reproduce, seeds=[9])), "no-image", {"volume": BAD})
+    scored = score_all(empty, json.loads((folder(empty) / "runs.json").read_text()))
+    with pytest.raises(ValueError, match="argus and no-image have no seed in common"):
+        compare(ARGUS, scored, "finding_f1", "argus", "no-image")
 
 
 def test_runs_on_other_records_are_never_compared(empty, claims):

@@ -71,6 +71,19 @@ def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, mo
     assert [started is not None for started in timed] == [True, False, False, False, False]
 
 
+def test_more_seeds_run_with_all_and_with_a_claim(package, tmp_path, monkeypatch):
+    paper = importlib.import_module(f"{package.name}.reproduce")
+    ran = {"run": [], "collected": []}
+    monkeypatch.setattr(engine, "run_all", lambda *args: ran["run"].append(args[3]))
+    monkeypatch.setattr(engine.evidence, "collect", lambda *args: ran["collected"].append(args[3]))
+    monkeypatch.setattr(engine.evidence, "score", lambda *_: None)
+    cfg = importlib.import_module(f"{package.name}.config").parse(["--config", package.config])
+    more = ["--config", package.config, "--reproduce.more_seeds=[7, 8]"]
+    for other in ([], ["--all"], ["--claim", cfg.reproduce.headline[0]]):
+        paper.main([*more, f"--runs={tmp_path}", f"--results={tmp_path}", *other])
+    assert ran["run"] == ran["collected"] == [cfg.reproduce.seeds, *[[*cfg.reproduce.seeds, 7, 8]] * 2]
+
+
 def test_only_experiments_on_real_records_need_real_records(package, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     paper = getattr(importlib.import_module(f"{package.name}.reproduce"), package.name.upper())
@@ -113,7 +126,7 @@ def test_every_run_waits_for_the_checkpoints_it_names(package):
     for tier in scorecard.TIERS:
         cfg = parse(["--config", str(ROOT / package.name / "configs" / f"{tier}.yaml")])
         names = [name for name in paper.experiments if not paper.cannot_run(cfg, name)]
-        plan, done = engine.planned(paper, cfg, names), set()
+        plan, done = engine.planned(paper, cfg, names, cfg.reproduce.seeds), set()
         assert {each[0] for each in plan} >= set(names)
         for name, seed, fold in (each for each in plan if each[1] == cfg.reproduce.seeds[0]):
             words = " ".join(engine.run_arguments(paper, cfg, name, seed, fold))

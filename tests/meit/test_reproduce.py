@@ -57,7 +57,7 @@ def test_a_claim_brings_what_it_starts_from(cfg, claims, monkeypatch, tmp_path):
 
 
 def test_out_of_fold_predictions_take_a_run_for_each_official_fold(cfg):
-    plan = planned(MEIT, cfg, ["real-ptb-xl"])
+    plan = planned(MEIT, cfg, ["real-ptb-xl"], cfg.reproduce.seeds)
     assert len([run for run in plan if run[0] == "real-ptb-xl"]) == 10 * len(cfg.reproduce.seeds)
 
 
