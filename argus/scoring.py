@@ -142,19 +142,22 @@ def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder that predicted something. facts: runs.json."""
-    groups: dict[str, list[tuple[str, int, pd.DataFrame]]] = {}  # runs on the same test records are scored together
+    groups: dict[tuple, list[tuple[str, int, pd.DataFrame]]] = {}  # runs on the same test records are scored together
     for run in sorted(facts["runs"]):
         name, seed = run.rsplit("/seed", 1)
         table = read_predictions(cfg, name, int(seed))
         if len(table):
-            groups.setdefault(facts["runs"][run]["records_hash"], []).append((name, int(seed), table))
+            group = facts["runs"][run]["records_hash"], name in cfg.reproduce.headline
+            groups.setdefault(group, []).append((name, int(seed), table))
     if not groups:
         raise SystemExit(f"{folder(cfg)}: nothing to score; run `make reproduce-argus TIER={cfg.tier}` first")
     scored: dict[str, Scored] = {}
-    for records_hash, tables in groups.items():
+    for (records_hash, headline), tables in groups.items():
         everything = pd.concat([t for _, _, t in tables], ignore_index=True)
         train_reports = pd.read_parquet(folder(cfg) / "predictions" / f"train-reports-{records_hash}.parquet").report
-        scores = score_table(everything, train_reports.tolist(), DEFAULT_METRICS, cfg.eval.bertscore,
-                             cfg.eval.bertscore_layer)  # fmt: skip
+        metrics = [
+            m for m in DEFAULT_METRICS if headline or m != "meteor"
+        ]  # the slowest one: no table of arms shows it
+        scores = score_table(everything, train_reports.tolist(), metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
         add_runs(scored, tables, scores, facts, "records_hash", more=clinical_scores)
     return scored

@@ -37,9 +37,13 @@ ARMS = {  # experiment -> name of its compression
     "none": "none (linear)",
 }  # fmt: skip
 ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
-SCHEDULE = {"argus": "two stages, ViT tuned in the second", "frozen-vit": "two stages, ViT frozen",
-            "one-stage": "one stage of as many updates, all with ViT and LLM",
-            "vit-both-stages": "two stages, ViT tuned in both", "full-llm": "two stages, all of the LLM tuned"}  # fmt: skip
+SCHEDULE = {
+    "argus": "two stages, ViT tuned in the second",
+    "frozen-vit": "two stages, ViT frozen",
+    "one-stage": "one stage of as many updates, all with ViT and LLM",
+    "vit-both-stages": "two stages, ViT tuned in both",
+    "full-llm": "two stages, all of the LLM tuned",
+}
 SHARES = {"data-10": 10, "data-25": 25, "data-50": 50, "argus": 100}  # % of the training patients
 RUNGS = {"argus": "normal", "avgpool": "normal, average pooling", "hr": "high, as many visual tokens",
          "hr-cheap": "high, larger patches", "hr-avgpool": "high, average pooling"}  # fmt: skip

@@ -20,12 +20,14 @@ An empty prediction scores 0 everywhere.
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +42,7 @@ CIDER_SIGMA = 6.0  # words; Vedantam 2015, section 4 (CIDEr-D)
 ROUGE_COCO_BETA = 1.2  # weight of recall in the COCO caption evaluation
 DEFAULT_METRICS = ("bleu", "rouge", "cider_d", "meteor")
 METEOR_TIMEOUT_S = 3600
+METEOR_PAIRS = 2000  # of one process at least: each reads its tables anew, which takes seconds
 
 
 def tokenize(text: str) -> list[str]:
@@ -230,26 +233,37 @@ def meteor_jar() -> Path | None:
 
 
 def _meteor_15(references: list[list[str]], hypotheses: list[list[str]], jar: Path) -> list[float]:
-    """Segment scores of one run of the jar over all pairs; a pair with an empty side scores 0 and is not sent."""
-    scores = [0.0] * len(references)
+    """Segment scores of the jar, one process per core over its share of the pairs; a pair with an empty side scores 0
+    and is not sent."""
+    scores = np.zeros(len(references))
     sent = [i for i, (r, h) in enumerate(zip(references, hypotheses, strict=True)) if r and h]
-    if not sent:
-        return scores
+    n_processes = max(1, min(os.cpu_count() or 1, len(sent) // METEOR_PAIRS))
+    shares = [sent[k::n_processes] for k in range(n_processes)] if sent else []
+    with ThreadPoolExecutor(n_processes) as pool:
+        done = pool.map(
+            lambda share: _run_meteor(jar, *([t[i] for i in share] for t in (references, hypotheses))), shares
+        )
+        for share, values in zip(shares, done, strict=True):
+            scores[share] = values
+    return scores.tolist()
+
+
+def _run_meteor(jar: Path, references: list[list[str]], hypotheses: list[list[str]]) -> list[float]:
+    """One run of the jar over pairs without an empty side."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, "hypotheses"), Path(folder, "references")]
         for path, texts in zip(paths, (hypotheses, references), strict=True):
-            path.write_text("".join(" ".join(texts[i]) + "\n" for i in sent), encoding="utf-8")
-        command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), *map(str, paths), "-l", "en", "-norm"]
+            path.write_text("".join(" ".join(tokens) + "\n" for tokens in texts), encoding="utf-8")
+        java = ["java", "-Xmx2G", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8"]
+        command = [*java, "-jar", str(jar), *map(str, paths), "-l", "en", "-norm"]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=METEOR_TIMEOUT_S)
     found = re.findall(r"^Segment (\d+) score:\s+(\S+)$", done.stdout, flags=re.MULTILINE)
-    if done.returncode != 0 or [int(n) for n, _ in found] != list(range(1, len(sent) + 1)):
+    if done.returncode != 0 or [int(n) for n, _ in found] != list(range(1, len(references) + 1)):
         raise RuntimeError(
-            f"{jar}: {len(found)} scores for {len(sent)} pairs, exit code {done.returncode}: {done.stderr[-500:]}; "
-            "ask for 'meteor_exact_stem' to do without Java"
+            f"{jar}: {len(found)} scores for {len(references)} pairs, exit code {done.returncode}: "
+            f"{done.stderr[-500:]}; ask for 'meteor_exact_stem' to do without Java"
         )
-    for i, (_, value) in zip(sent, found, strict=True):
-        scores[i] = float(value)
-    return scores
+    return [float(value) for _, value in found]
 
 
 def _meteor_scores(pairs: _Pairs, variant: str) -> list[Scores]:
