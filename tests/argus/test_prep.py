@@ -39,7 +39,8 @@ def prepared(cache):
 
 @pytest.fixture
 def nothing_is_done(monkeypatch):
-    """Whatever draws, chooses or packs fails."""
+    """Whatever draws, chooses or packs fails, in a process that remembers nothing."""
+    monkeypatch.setattr(prep, "_MADE", {})
     for module, name in ((prep, "write"), (manifest, "build"), (store, "_pack")):
         monkeypatch.setattr(module, name, lambda *_, _name=name, **__: pytest.fail(f"{_name} was called"))
 
@@ -102,6 +103,16 @@ def test_second_call_does_nothing(prepared, nothing_is_done):
     again = prepare(config(clip_hu=[-1000.0, 1000.0]))  # as a config file is read
     assert (again.data_hash, again.split_sha256) == (prepared.data_hash, prepared.split_sha256)
     assert again.table.id.tolist() == prepared.table.id.tolist()
+
+
+def test_a_process_remembers_what_it_made(prepared, monkeypatch):
+    monkeypatch.setattr(prep, "_MADE", {})
+    first = prepare(config())
+    assert first is not prepared
+    monkeypatch.setattr(prep, "simulated_tree", lambda *_: pytest.fail("a tree was looked at again"))
+    assert prepare(config()) is first
+    with pytest.raises(pytest.fail.Exception, match="looked at again"):
+        prepare(config(share=0.5))
 
 
 def test_another_shape_draws_nothing_and_keeps_the_split(prepared, monkeypatch):
