@@ -90,6 +90,27 @@ def test_differences_are_absolute_and_relative_for_each_set_and_the_means():
     assert tables.difference_table({"real@image": entry(1.0)}, facts)["rows"] == []
 
 
+def test_regimes_are_subtracted_pair_by_pair_under_every_protocol():
+    levels = {"real": 1.0, "synthetic": 0.5, "mix": 2.0}
+    kinds = ("{}@image", "gloria-{}@image", "strong-{}@image", "finetune-{}@finetune:image 0.1")
+    scored = {key.format(name): entry(level) for key in kinds for name, level in levels.items()}
+    del scored["strong-mix@image"]
+    scored["redrawn@image"], scored["gloria-mix@image"].data_hash = entry(0.7), "other records"
+    table = tables.regime_table(scored)
+    assert table["columns"] == ["model", *tables.DIFFERENCES]
+    rows = {row[0]: row[1:] for row in table["rows"]}
+    assert len(rows) == 4 and [c is None for c in rows["zero-shot, GLoRIA"]] == [False, True, True]
+    assert [c is None for c in rows[f"zero-shot, ConVIRT, {tables.WORLDS['strong']}"]] == [False, True, True]
+    values = {n: np.array([m.value for m in scored[f"{n}@image"].scores["auroc_headline"]]) for n in levels}
+    for cell, (ours, theirs) in zip(rows["fine-tuned, 10 % of the labels"], tables.DIFFERENCES.values(), strict=True):
+        assert cell[0] == pytest.approx(np.mean(values[ours] - values[theirs])) and cell[1] < cell[0] < cell[2]
+    stages = {row[0]: dict(zip(tables.stage_table(scored)["columns"][1:], row[1:], strict=True))
+              for row in tables.stage_table(scored)["rows"]}  # fmt: skip
+    assert stages["synthetic pairs"]["minus synthetic pairs"] is None
+    assert stages["synthetic pairs, drawn anew"]["minus synthetic pairs"][0] > 0
+    assert stages["synthetic pairs, drawn anew"]["minus real pairs"][0] < 0
+
+
 def test_few_label_tables_are_means_over_the_headline_sets_only():
     scored = {f"linear-real@linear:image {r}": entry(1.0) for r in ("0.1", "1")}
     facts = {"runs": {"linear-real/seed0": {"kinds": {"a": ["headline"], "x": ["extra"], "p": ["headline"]}}}}
