@@ -6,7 +6,8 @@
 Every file is checked against the release's SHA256SUMS.txt (or pinned checksums, or those that the hub lists) before it
 gets its final name. A file grows as `NAME.part` and continues there with an HTTP Range request after a cut; a file that
 arrives complete but wrong is fetched once more from the start. `.verified.tsv` in the data set's folder remembers what
-was verified (checksum, size, time of change), so a second run hashes nothing again. Licence, size and citation are
+was verified (checksum, size, time of change), so a second run hashes nothing again. Archives that no checksum is
+published for are proven whole by unpacking them; their SHA-256 is remembered there too. Licence, size and citation are
 printed before the first byte.
 """
 
@@ -19,14 +20,23 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import quote
 
 import requests
-from huggingface_hub import constants
 
-from shared import hub
-from shared.fetch import DownloadError, fetch, git_blob_of, is_safe, part_of, sha256_of, size_on_server
-from shared.releases import RELEASES, Release
+from shared import archives, github, hub, lists
+from shared.fetch import (
+    DownloadError,
+    fetch,
+    git_blob_of,
+    is_lfs_pointer,
+    is_safe,
+    part_of,
+    sha256_of,
+    size_on_server,
+)
+from shared.releases import GITHUB, RELEASES, Release
 
 SUMS = "SHA256SUMS.txt"
 VERIFIED = ".verified.tsv"
@@ -41,23 +51,27 @@ class _Stopped(Exception):
 def download(dataset: str, data_root: Path, base_url: str | None = None, split: str = "") -> dict:
     """Fetch and verify the release `dataset` into data_root/dataset.
 
-    base_url: a mirror of the folder that holds SHA256SUMS.txt, or of the hub. split: only this part, of a data set on
-    the hub that has parts; "" = all. Returns {"files", "fetched", "already", "bytes"}.
+    base_url: a mirror of the folder that holds SHA256SUMS.txt or the archives, or a host in place of the hub, or of
+    GitHub's two (API and files). split: only this part, of a data set on the hub that has parts; "" = all.
+    Returns {"files", "fetched", "already", "bytes"}.
     Raises DownloadError naming the files that could not be had; what was fetched stays, and the same call continues.
     """
     release = _release(dataset)
-    if release.steps:
+    if release.steps and not release.archives:
         raise DownloadError(f"{by_hand(release, Path(data_root) / release.name)}")
     if split and not release.splits:
         raise DownloadError(f"{dataset}: it has no splits to choose from; leave SPLIT out")
-    base_url = (base_url or (constants.ENDPOINT if release.hub else release.base_url)).rstrip("/") + "/"
+    source = _source(release)
+    base_url = (base_url or (source.ENDPOINT if source else release.base_url)).rstrip("/") + "/"
     if not base_url.startswith(("http://", "https://")):
         raise DownloadError(f"base URL {base_url!r} is not http:// or https://")
     root = Path(data_root) / release.name
     print(describe(release, root))
     root.mkdir(parents=True, exist_ok=True)
-    if release.hub:
-        fetcher = _of_hub(release, root, split, base_url.rstrip("/"))
+    if source:
+        fetcher = _of_list(release, root, split, base_url.rstrip("/"))
+    elif release.archives:
+        fetcher = _ArchiveFetcher(release, base_url, root, release.archives)
     else:
         fetcher = _Fetcher(release, base_url, root, release.sha256)
     try:
@@ -68,16 +82,23 @@ def download(dataset: str, data_root: Path, base_url: str | None = None, split: 
         fetcher.verified_file.close()
 
 
-def _of_hub(release: Release, root: Path, split: str, endpoint: str) -> "_Fetcher":
-    """The fetcher of a data set on the hub, once its files are listed and the disk has room for them."""
-    commit, listed = hub.files(release, root, split, endpoint)
+def _source(release: Release) -> ModuleType | None:
+    """The module that lists the files of the release; None where the release itself does."""
+    return hub if release.hub else github if release.github else None
+
+
+def _of_list(release: Release, root: Path, split: str, endpoint: str) -> "_Fetcher":
+    """The fetcher of a data set on the hub or GitHub, once its files are listed and the disk has room for them."""
+    source = _source(release)
+    commit, listed = source.files(release, root, split, endpoint)
     absent = sum(size for name, (_, size) in listed.items() if not (root / name).is_file())
     total, free = sum(size for _, size in listed.values()), shutil.disk_usage(root).free
     print(f"  commit    {commit}\n  files     {len(listed):,}, {total / 1e9:,.1f} GB; to fetch {absent / 1e9:,.1f} GB")
     if absent > free:
-        raise DownloadError(f"{root}: {free / 1e9:,.1f} GB free, {absent / 1e9:,.1f} GB needed; make room, or SPLIT=..")
+        advice = "make room" + (", or SPLIT=.." if release.splits else "")
+        raise DownloadError(f"{root}: {free / 1e9:,.1f} GB free, {absent / 1e9:,.1f} GB needed; {advice}")
     sums = {name: checksum for name, (checksum, _) in listed.items()}
-    return _Fetcher(release, hub.folder_url(release, commit, endpoint), root, sums, hub.headers())
+    return _Fetcher(release, source.folder_url(release, commit, endpoint), root, sums, source.headers())
 
 
 def describe(release: Release, root: Path) -> str:
@@ -140,7 +161,7 @@ class _Fetcher:
     """One download: a few threads take files from one list, each with its own session."""
 
     def __init__(self, release: Release, base_url: str, root: Path, sums: dict[str, str], headers: dict | None = None):
-        """sums: checksums by path; {} = those of the release's SHA256SUMS.txt. headers: of each request."""
+        """sums: checksum by path, or link by folder; {} = those of the release's SHA256SUMS.txt. headers: of each."""
         self.release, self.base_url, self.root = release, base_url, root
         self.sums, self.headers = sums, headers or {}
         self.verified = _read_verified(root)
@@ -221,17 +242,27 @@ class _Fetcher:
         if path.is_file():
             if self.verified.get(name) == _stamp(path, checksum):
                 return self._done(name, None, "already")
-            if _checksum(path, checksum) == checksum:
+            if self._holds(path, name, checksum):
                 return self._done(name, _stamp(path, checksum), "already")
             path.unlink()  # of another version, or damaged: no bad file keeps the final name
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             fetch(session, url, part_of(path), self._count_bytes, self._pause)
-            if _checksum(part_of(path), checksum) == checksum:
+            if self._holds(part_of(path), name, checksum):
                 os.replace(part_of(path), path)
                 return self._done(name, _stamp(path, checksum), "fetched")
             part_of(path).unlink()
         raise DownloadError(f"{name}: wrong checksum twice; the copy at {url} differs from the release; try later")
+
+    def _holds(self, path: Path, name: str, checksum: str) -> bool:
+        """Whether `path` is the file `name`. Raises DownloadError where git has only a pointer in its place."""
+        if _checksum(path, checksum) != checksum:
+            return False
+        if is_lfs_pointer(path):
+            path.unlink()
+            advice = f"clone {GITHUB}{self.release.github} with `git lfs` by hand and take its files instead"
+            raise DownloadError(f"{name}: a pointer of Git LFS, which this program cannot follow; {advice}")
+        return True
 
     def _done(self, name: str, stamp: str | None, count: str):
         with self.lock:
@@ -249,6 +280,31 @@ class _Fetcher:
     def _pause(self, seconds: float):
         if self.stop.wait(seconds):
             raise _Stopped
+
+
+class _ArchiveFetcher(_Fetcher):
+    """Archives for which no checksum is published: root/NAME/images is what one held that could be read to its end."""
+
+    def _provide(self, session: requests.Session, name: str, link: str):
+        images, archive = self.root / name / "images", part_of(self.root / f"{name}.tar.gz")
+        if name in self.verified and images.is_dir():
+            archive.unlink(missing_ok=True)  # left by a run that was killed after the move below
+            return self._done(name, None, "already")
+        if images.exists():
+            raise DownloadError(f"{images}: not unpacked by this program; move it elsewhere and run again")
+        for _ in range(2):
+            fetch(session, self.base_url + link, archive, self._count_bytes, self._pause)
+            try:
+                archives.unpack(archive, part_of(self.root / name), self.release.suffix, lambda: self._count_bytes(0))
+            except archives.Damaged as error:
+                archive.unlink()
+                damage = error
+            else:  # remembered first: a folder without an entry is somebody else's, an entry without a folder is redone
+                self._done(name, _stamp(archive, sha256_of(archive)), "fetched")
+                images.parent.mkdir(exist_ok=True)
+                os.replace(part_of(self.root / name), images)
+                return archive.unlink()
+        raise DownloadError(f"{name}.tar.gz: damaged twice ({damage}), from {self.base_url}{link}; try later")
 
 
 def _checksum(path: Path, like: str) -> str:
@@ -283,18 +339,24 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
     release = _release(dataset)
     root = Path(data_root) / release.name
     present = _walk(root)
-    sums, state, urls = release.sha256, "", {}
-    url = release.base_url + release.prefix
-    if release.hub:
-        commit, listed = hub.known(root)
-        sums, url = {name: checksum for name, (checksum, _) in listed.items()}, f"{url}resolve/{commit or 'main'}/"
-        state = "" if sums else "no list of the hub's files here; "
+    sums, state, urls, expected = release.sha256, "", {}, release.n_files
+    url, verified, source = release.base_url + release.prefix, _read_verified(root), _source(release)
+    if source:
+        commit, listed = lists.known(root)
+        sums = {name: checksum for name, (checksum, _) in listed.items()}
+        url = source.folder_url(release, commit, source.ENDPOINT) + release.prefix
+        state = "" if sums else "no list of its files here; "
+        if sums and release.github:  # the whole of it, of whatever commit was fetched
+            expected = sum(name.endswith(release.suffix) for name in sums)
+    elif release.archives:
+        absent = [name for name in release.archives if name not in verified or not (root / name / "images").is_dir()]
+        state = f"{len(release.archives) - len(absent)} of {len(release.archives)} archives read to their ends; "
+        urls = {f"{name}.tar.gz": url + release.archives[name] for name in absent[:5]}
     elif not sums and SUMS in present:
         sums = _sums_in(root / SUMS, release)
         state = "" if sums else f"{SUMS} lists no file of this data set; "
     elif not sums and not release.steps:
         state, urls = f"no {SUMS} here; ", {SUMS: release.base_url + SUMS}
-    verified = _read_verified(root)
     missing = [name for name in sums if name not in present]
     urls |= {name: url + quote(name) for name in missing[:5]}
     known, wrong = 0, []
@@ -312,7 +374,7 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
     return {
         "dataset": dataset,
         "root": str(root),
-        "expected": release.n_files,
+        "expected": expected,
         "found": found,
         "suffix": release.suffix,
         "listed": len(sums),
@@ -320,7 +382,7 @@ def check(dataset: str, data_root: Path, verify: bool = False) -> dict:
         "missing": len(missing),
         "wrong": wrong,
         "first_missing": [{"path": name, "url": url} for name, url in urls.items()],
-        "complete": found >= release.n_files and not missing and not wrong,
+        "complete": found >= expected and not missing and not wrong,
         "state": state,
         "url": release.base_url + release.prefix,
         "licence": release.licence,
@@ -357,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shared.download", description="Fetch or check data sets.")
     parser.add_argument("dataset", nargs="+", choices=list(RELEASES))
     parser.add_argument("--split", default="", help="only this split, of a data set on the hub")
-    parser.add_argument("--base-url", help="mirror of the folder that holds SHA256SUMS.txt, or of the hub")
+    parser.add_argument("--base-url", help="mirror of the folder that is fetched, or a host for the hub or GitHub")
     parser.add_argument("--check", action="store_true", help="only say what is there; no network")
     parser.add_argument("--verify", action="store_true", help="with --check: hash every file")
     options = parser.parse_args(arguments)
@@ -368,7 +430,12 @@ def main(arguments: list[str] | None = None) -> int:
                 print(report(check(dataset, data_root, options.verify)))
                 continue
             counts = download(dataset, data_root, options.base_url, options.split)
-            print(f"  done      {counts['files']:,} files verified, {counts['fetched']:,} of them fetched now")
+            if RELEASES[dataset].archives:
+                print(report(check(dataset, data_root)))
+            else:
+                print(f"  done      {counts['files']:,} files verified, {counts['fetched']:,} of them fetched now")
+            for step in RELEASES[dataset].steps:
+                print(f"  by hand   {step}")
         except DownloadError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -11,6 +11,7 @@ MAX_FAILURES = 6  # attempts in a row that bring no new byte of a file; then it 
 TIMEOUT_S = (20, 60)  # connect, silence
 BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 BLOCK_BYTES = 1 << 12  # a block that a cut leaves incomplete is lost, so blocks are small
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -40,6 +41,12 @@ def git_blob_of(path: Path) -> str:
     """Id that git gives the file's content: the checksum of small files on the Hugging Face hub."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file only says which file Git LFS keeps elsewhere: what git itself, and its checksum, is about."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def is_safe(path: str) -> bool:

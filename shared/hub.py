@@ -1,21 +1,21 @@
 """Data sets on the Hugging Face hub: which files, with which checksums, under whose token. Serves CT-RATE and BIMCV-R.
 
-The list of files of a split is asked for once and kept in the data set's folder (`.hub-<split>.tsv`: the commit, then
-checksum, bytes and path of each file), so that a download continues, also with another split, on the commit on which it
-began, and a check needs no network. Large files have a SHA-256 on the hub, small ones the id of their git blob.
+The list of files of a split is asked for once and kept in the data set's folder (`.hub-<split>.tsv`, see
+shared/lists.py), so that a download continues, also with another split, on the commit on which it began. Large files
+have a SHA-256 on the hub, small ones the id of their git blob.
 """
 
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.fetch import DownloadError, is_safe
+from huggingface_hub import constants
+
+from shared import lists
+from shared.fetch import DownloadError
 from shared.releases import Release
 
-LISTS = ".hub-*.tsv"
-LINE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\t(\d+)\t(\S.*)")
+ENDPOINT = constants.ENDPOINT
 
 
 def files(release: Release, root: Path, split: str, endpoint: str) -> tuple[str, dict[str, tuple[str, int]]]:
@@ -25,19 +25,10 @@ def files(release: Release, root: Path, split: str, endpoint: str) -> tuple[str,
     """
     folders = [*release.folders, *(folder for name in _splits(release, split) for folder in release.splits[name])]
     path = root / f".hub-{split or 'all'}.tsv"
-    commit = _access(release, endpoint, known(root)[0])
+    commit = _access(release, endpoint, lists.known(root)[0])
     if not path.exists():
-        _write(path, commit, _ask(release, folders, commit, endpoint))
-    return _read(path)
-
-
-def known(root: Path) -> tuple[str, dict[str, tuple[str, int]]]:
-    """(commit, files) of all lists in `root`; ("", {}) where there is none."""
-    commit, found = "", {}
-    for path in sorted(root.glob(LISTS)):
-        commit, listed = _read(path)
-        found |= listed
-    return commit, found
+        lists.write(path, commit, _ask(release, folders, commit, endpoint))
+    return lists.read(path)
 
 
 def folder_url(release: Release, commit: str, endpoint: str) -> str:
@@ -100,24 +91,3 @@ def _explained(release: Release) -> Iterator[None]:
             raise DownloadError(f"{name}: the hub refuses this user; {why}") from error
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(f"{name}: the hub does not answer as expected: {line}; see {page}") from error
-
-
-def _write(path: Path, commit: str, listed: dict[str, tuple[str, int]]):
-    part = path.with_name(path.name + ".part")
-    lines = [f"# {commit}", *(f"{checksum}\t{size}\t{name}" for name, (checksum, size) in sorted(listed.items()))]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _read(part)  # refuses unsafe paths before the list gets its name
-    os.replace(part, path)
-
-
-def _read(path: Path) -> tuple[str, dict[str, tuple[str, int]]]:
-    first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    commit, found = first.removeprefix("# "), {}
-    for number, line in enumerate(lines, 2):
-        match = LINE.fullmatch(line)
-        if match is None or not is_safe(match[3]):
-            raise DownloadError(f"{path}, line {number}: not `checksum bytes path`: {line[:100]!r}; delete it")
-        found[match[3]] = (match[1], int(match[2]))
-    if not commit or not found:
-        raise DownloadError(f"{path}: lists no file; delete it and run again")
-    return commit, found

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 PHYSIONET = "https://physionet.org/files/"
 HUB = "https://huggingface.co/datasets/"
+GITHUB = "https://github.com/"
 MERL_COMMIT = "7a931dbd2dbf347a9745edd3b6729820cc518a90"
 
 # SHA-256 of MERL's split files at MERL_COMMIT (the repository publishes no checksums).
@@ -28,6 +29,23 @@ MERL_SHA256 = {
     "ptbxl/super_class/ptbxl_super_class_val.csv": "d852fcc62edcdd4785f64cddeb24ef1c84435350bc34ccbef9b3fedfc3bd63b1",
 }
 
+# Direct links below NIH_BOX of images_001.tar.gz .. images_012.tar.gz.
+NIH_BOX = "https://nihcc.box.com/shared/static/"
+NIH_LINKS = (
+    "vfk49d74nhbxq3nqjg0900w5nvkorp5c.gz",
+    "i28rlmbvmfjbl8p2n3ril0pptcmcu9d1.gz",
+    "f1t00wrtdk94satdfb9olcolqx20z2jp.gz",
+    "0aowwzs5lhjrceb3qp67ahp0rd1l1etg.gz",
+    "v5e3goj22zr6h8tzualxfsqlqaygfbsn.gz",
+    "asi7ikud9jwnkrnkj99jnpfkjdes7l6l.gz",
+    "jn1b4mw4n6lnh74ovmcjb8y48h8xj07n.gz",
+    "tvpxmn7qyrgl0w8wfh9kqfjskv6nmm1j.gz",
+    "upyy3ml7qdumlgk2rfcvlb9k6gvqq2pj.gz",
+    "l6nilvfa9cg3s28tqv1qc1olm3gnz54p.gz",
+    "hhq8fkdgvcari67vfhs7ppg2w6ni4jze.gz",
+    "ioqwiy20ihqwyr8pf4c24eazhh281pbu.gz",
+)
+
 
 @dataclass(frozen=True)
 class Release:
@@ -35,12 +53,15 @@ class Release:
 
     base_url: folder that holds SHA256SUMS.txt; prefix: the part of it that is fetched, left out of the local paths.
     sha256: pinned checksums by local path, where the release publishes no SHA256SUMS.txt.
-    steps: what a person must do where a release needs an account, an agreement or another client, or publishes no
-    checksums; such a release is never fetched, `make data-<name>` prints the steps.
+    archives: folder -> link below base_url of the tar.gz of its images, where the release publishes no checksums.
+    steps: what a person must do where a release needs an account, an agreement or another client; such a release is
+    never fetched, `make data-<name>` prints the steps. With archives: what is left to do once these are here.
     mirror: another folder with the same files, without PhysioNet's limit on the rate of a connection.
-    folders: of a data set on the hub (base_url below HUB): what is fetched of it, "" = all.
+    folders: of a data set on the hub or on GitHub (base_url below HUB, GITHUB): what is fetched of it, folders or
+    files; "" = all of the hub.
     splits: split -> folders that are fetched besides, where only part of a data set on the hub may be wanted.
-    n_files: how many files ending in `suffix` the complete release has (records for the ECG data sets).
+    n_files: how many files ending in `suffix` the complete release has (records for the ECG data sets); on GitHub only
+    until the list of a commit is known.
     """
 
     name: str
@@ -54,6 +75,7 @@ class Release:
     prefix: str = ""
     mirror: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
+    archives: dict[str, str] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -62,6 +84,12 @@ class Release:
     def hub(self) -> str:
         """Name of the data set on the Hugging Face hub; "" where it is not there."""
         return self.base_url.removeprefix(HUB).strip("/") if self.base_url.startswith(HUB) else ""
+
+    @property
+    def github(self) -> str:
+        """OWNER/NAME of the repository on GitHub; "" where it is not there."""
+        path = self.base_url.removeprefix(GITHUB)
+        return "/".join(path.split("/")[:2]) if self.base_url.startswith(GITHUB) else ""
 
 
 _CREDENTIALED = (
@@ -175,16 +203,16 @@ RELEASES = {
         Release(
             name="nih-cxr",
             title="NIH ChestX-ray14: 112,120 frontal chest radiographs of 30,805 patients, 14 labels, 984 boxes",
-            base_url="https://nihcc.app.box.com/v/ChestXray-NIHCC/",
+            base_url=NIH_BOX,
             licence="free use with acknowledgement of the NIH Clinical Center",
-            size="42 GB in 12 archives",
+            size="42 GB in 12 archives, up to twice that until they are unpacked",
             citation="Wang et al., ChestX-ray8, CVPR 2017",
             n_files=112_120,
             suffix=".png",
+            archives={f"images_{number:03d}": link for number, link in enumerate(NIH_LINKS, 1)},
             steps=(
-                "no account is needed, but the release publishes no checksums: fetch images_001.tar.gz .. "
-                "images_012.tar.gz in the Box folder, unpack each to images_NNN/images/ here",
-                "Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt beside them",
+                "fetch Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt from "
+                "https://nihcc.app.box.com/v/ChestXray-NIHCC (they have no direct links); put them beside images_001/",
             ),
         ),
         Release(
@@ -228,25 +256,26 @@ RELEASES = {
         ),
         Release(
             name="covid-rural",
-            title="COVID-19-AR: 221 chest radiographs of rural patients with masks of the opacities",
-            base_url="https://www.cancerimagingarchive.net/collection/covid-19-ar/",
-            licence="CC BY 4.0 (Creative Commons Attribution)",
-            size="about 100 MB in 221 images with masks",
-            citation="Desai et al., Sci Data 7:414 (2020)",
+            title="COVID-19-AR: chest radiographs of rural patients with masks of the opacities; 221 in MAVL's lists",
+            base_url=GITHUB + "haimingt/opacity_segmentation_covid_chest_X_ray/tree/HEAD/",
+            prefix="covid_rural_annot/",
+            licence="CC BY 4.0 (Creative Commons Attribution) for the radiographs; none is stated for the masks",
+            size="some hundred MB in about 640 images, masks and outlines",
+            citation="Desai et al., Sci Data 7:414 (2020); masks: Tang et al. (2020)",
             n_files=221,
             suffix=".jpg",
-            steps=("fetch the radiographs as jpgs/NAME.jpg; masks, published apart from them, as pngs_masks/NAME.png",),
+            folders=("jpgs", "pngs_masks", "covid_rural_patient_info.csv", "covid_rural_radiologist_notes.csv"),
         ),
         Release(
             name="hannover-cxr",
-            title="COVID-19 Image Repository of Hannover Medical School: 243 chest radiographs",
-            base_url="https://github.com/ml-workgroup/covid-19-image-repository/",
+            title="COVID-19 Image Repository of Hannover Medical School: chest radiographs, 243 in its table",
+            base_url=GITHUB + "ml-workgroup/covid-19-image-repository/",
             licence="CC BY 3.0 (Creative Commons Attribution)",
-            size="about 50 MB in 243 images",
+            size="about 50 MB",
             citation="Winther et al., doi:10.25835/0090041",
             n_files=243,
             suffix=".png",
-            steps=("git clone the repository, copy its png/ and data.csv here",),
+            folders=("data.csv", "png"),
         ),
         Release(
             name="ct-rate",

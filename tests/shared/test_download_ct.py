@@ -16,7 +16,7 @@ import pytest
 from download_server import BIG, Handler
 
 from shared import download as dl
-from shared import fetch, hub
+from shared import fetch, lists
 from shared.download import DownloadError, check, download
 from shared.releases import RELEASES
 
@@ -224,7 +224,7 @@ def test_check_counts_expected_and_found_without_network(web, tmp_path, monkeypa
     monkeypatch.setitem(RELEASES, "ct-rate", replace(RELEASES["ct-rate"], n_files=3))
     absent = check("ct-rate", tmp_path)
     assert (absent["found"], absent["listed"], absent["complete"]) == (0, 0, False)
-    assert "no list of the hub's files" in absent["state"] and "SPLIT=train|valid" in dl.report(absent)
+    assert "no list of its files" in absent["state"] and "SPLIT=train|valid" in dl.report(absent)
     download("ct-rate", tmp_path, web.url, split="valid")
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("check() used the network"))
     result = check("ct-rate", tmp_path, verify=True)
@@ -260,4 +260,4 @@ def test_git_blob_ids_are_those_of_git(tmp_path):
 def test_torn_list_is_named(tmp_path):
     (tmp_path / ".hub-all.tsv").write_text(f"# {SHA}\n{'0' * 64}\t12\n")
     with pytest.raises(DownloadError, match=r"\.hub-all\.tsv, line 2"):
-        hub.known(tmp_path)
+        lists.known(tmp_path)
