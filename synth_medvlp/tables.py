@@ -334,8 +334,9 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
         **{
-            f.name: "Zero-shot maps of the three regimes on a test image with a box or mask (outlined)."
+            f.name: f"Zero-shot maps of the three regimes on a test image with a box or mask (outlined){of}."
             for f in sorted(out.glob("maps-*.png"))
+            for of in [", GLoRIA" if "gloria" in f.name else ", ConVIRT"]
         },
         "loss.png": "Training loss.",
     }
@@ -359,13 +360,16 @@ def keep_funnel(cfg: Config, experiments: list[str]) -> None:
 
 
 def draw_sheets(cfg: Config, experiments: list[str]) -> None:
-    """Contact sheets of pairs, and maps of the three regimes."""
-    runs = {label: run_folders(cfg, name, cfg.reproduce.seeds[0])[0] for label, name in REGIMES.items()}
-    if not set(REGIMES.values()) <= set(experiments):
-        return
-    configs = {label: parse(["--config", str(run / "config.yaml")]) for label, run in runs.items()}
-    figures.draw_pairs(folder(cfg) / "pairs.png", pair_groups(configs["synthetic pairs"]))
-    draw_maps(folder(cfg), configs, {label: run / "checkpoint" for label, run in runs.items()})
+    """Contact sheets of pairs, and maps of the three regimes, of ConVIRT and of GLoRIA."""
+    for prefix in ("", "gloria-"):
+        runs = {of: run_folders(cfg, prefix + name, cfg.reproduce.seeds[0])[0] for of, name in REGIMES.items()}
+        if not {prefix + name for name in REGIMES.values()} <= set(experiments):
+            continue
+        configs = {label: parse(["--config", str(run / "config.yaml")]) for label, run in runs.items()}
+        if not prefix:
+            figures.draw_pairs(folder(cfg) / "pairs.png", pair_groups(configs["synthetic pairs"]))
+        checkpoints = {label: run / "checkpoint" for label, run in runs.items()}
+        draw_maps(folder(cfg) / f"maps-{prefix}", configs, checkpoints)
 
 
 def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
@@ -395,8 +399,8 @@ def no_to(answers: np.ndarray) -> str:
     return "NO: " + (", ".join(q for q, a in zip(QUESTIONS, answers, strict=True) if a == NO) or "none; near a bad one")
 
 
-def draw_maps(out: Path, configs: dict[str, Config], checkpoints: dict[str, Path]) -> None:
-    """maps-<task>.png: the first test image with a mask of each task, and the map of each regime."""
+def draw_maps(stem: Path, configs: dict[str, Config], checkpoints: dict[str, Path]) -> None:
+    """<stem><task>.png: the first test image with a mask of each task, and the map of each regime."""
     evaluations = {}
     for label, cfg in configs.items():
         masked = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, inputs=["grounding:image"]))
@@ -415,4 +419,4 @@ def draw_maps(out: Path, configs: dict[str, Config], checkpoints: dict[str, Path
                 title = f"{task.name}: {prompts_of(task.classes[0]).positive['name']}"
                 image, mask = np.asarray(release.images[number]), masks_of(release, np.array([number]))[0]
                 at = f"{release.dataset}/{task.record_ids[record]}"
-                figures.draw_maps(out / f"maps-{task.name}.png", title, image, mask, maps, at)
+                figures.draw_maps(stem.with_name(f"{stem.name}{task.name}.png"), title, image, mask, maps, at)
