@@ -76,7 +76,7 @@ def prepare(cfg: Config) -> Prepared:
     """
     data = cfg.data
     key = hash_of([asdict(data), str(cache_root().resolve())])
-    if data.simulate and key in _MADE:
+    if data.simulate and key in _MADE and _MADE[key].store.path.is_dir():
         return _MADE[key]
     roots = {source: simulated_tree(source, data.simulate) if data.simulate else official_tree(source)
              for source in data.sources}  # fmt: skip

@@ -239,11 +239,9 @@ def _meteor_15(references: list[list[str]], hypotheses: list[list[str]], jar: Pa
     sent = [i for i, (r, h) in enumerate(zip(references, hypotheses, strict=True)) if r and h]
     n_processes = max(1, min(os.cpu_count() or 1, len(sent) // METEOR_PAIRS))
     shares = [sent[k::n_processes] for k in range(n_processes)] if sent else []
+    pairs = [([references[i] for i in share], [hypotheses[i] for i in share]) for share in shares]
     with ThreadPoolExecutor(n_processes) as pool:
-        done = pool.map(
-            lambda share: _run_meteor(jar, *([t[i] for i in share] for t in (references, hypotheses))), shares
-        )
-        for share, values in zip(shares, done, strict=True):
+        for share, values in zip(shares, pool.map(lambda pair: _run_meteor(jar, *pair), pairs), strict=True):
             scores[share] = values
     return scores.tolist()
 

@@ -216,7 +216,7 @@ def mean_of(entries: list[Scored]) -> Scored:
         raise ValueError("a mean over inputs needs the same records in each; run the experiment again")
     names = [m for m in first.scores if all(m in e.scores for e in entries)]
     n_seeds = {len(e.scores[m]) for e in entries for m in names}
-    if len(n_seeds) != 1:
+    if len(n_seeds) != 1 or any(e.seeds != first.seeds for e in entries):
         raise ValueError(f"a mean over inputs needs the same seeds in each, found {sorted(n_seeds)}")
     scores = {m: [average([e.scores[m][k] for e in entries]) for k in range(*n_seeds)] for m in names}
     base = first.ids, first.patients, first.source, first.data_hash, first.n_folds

@@ -3,8 +3,10 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from packages import run as start
@@ -14,8 +16,9 @@ from transformers import TrainerCallback
 
 from argus import evaluate
 from argus import train as entry
-from argus.config import parse
+from argus.config import Config, parse
 from argus.data import PretrainDataset, read_volumes
+from argus.model import ModelConfig, make_encoder, shape_of
 from argus.prep import prepare
 from argus.pretrain import EncoderPretraining
 
@@ -183,3 +186,19 @@ def test_two_processes_under_zero3_train_as_one_does(cache, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=2e-3, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_vit_learns_anew_what_is_usual_at_another_resolution(tmp_path, monkeypatch):
+    sizes = {"patch": [4, 4, 4], "width": 16, "depth": 1, "heads": 2, "mlp": 16, "standardise": True}
+    EncoderPretraining.build(ModelConfig("supervised", **sizes), [8, 8, 8], labels=np.eye(18)).save_pretrained(tmp_path)
+    assert shape_of(tmp_path) == (8, 8, 8)
+    drawn = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        entry, "read_volumes", lambda prepared, rows, _: torch.rand(len(rows), 1, *prepared, generator=drawn)
+    )
+    for made, shape, learns in ((None, (8, 8, 8), True), (tmp_path, (8, 8, 8), False), (tmp_path, (8, 12, 12), True)):
+        cfg = Config(model=ModelConfig(encoder=made and str(made), **sizes))
+        encoder, records = make_encoder(cfg.model, shape), pd.DataFrame({"row": range(100)})
+        entry.fit_input(cfg, encoder, SimpleNamespace(records=records), shape)
+        assert bool(encoder.input_mean.any()) == learns
+        assert not learns or 0.45 < encoder.input_mean.mean() < 0.55

@@ -152,7 +152,10 @@ def test_meteor_exact_stem_equals_a_plain_one(pairs):
     assert stemmed["meteor_exact_stem"].value == pytest.approx(1 - 0.5 / 8)
 
 
-def test_meteor_15_equals_pycocoevalcap(pairs, coco):
+@pytest.mark.parametrize("pairs_of_a_process", [metrics.METEOR_PAIRS, 1])
+def test_meteor_15_equals_pycocoevalcap(pairs, coco, monkeypatch, pairs_of_a_process):
+    monkeypatch.setattr(metrics, "METEOR_PAIRS", pairs_of_a_process)
+    monkeypatch.setattr(metrics.os, "cpu_count", lambda: 3)
     if metrics.meteor_jar() is None:
         pytest.skip("no java or no METEOR 1.5 jar here")
     from pycocoevalcap.meteor.meteor import Meteor
