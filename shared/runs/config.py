@@ -51,7 +51,7 @@ class RunReproduceConfig:
 
     headline: list[str] = field(default_factory=list)  # the default run
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    more_seeds: list[int] = field(default_factory=list)  # beside them, with ALL=1 or CLAIM=: they narrow the intervals
+    more_seeds: list[int] = field(default_factory=list)  # beside them, with ALL=1 or CLAIM=
     jobs: int = 1  # runs at a time, each with cores / jobs threads
     processes: int = 0  # of one run, through torchrun: the GPUs of this machine; 0 = runs in worker processes
     overrides: dict[str, dict] = field(default_factory=dict)  # experiment (or prefix) -> config keys at this tier

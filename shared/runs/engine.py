@@ -143,7 +143,7 @@ def run_all(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int]) ->
     """All runs, `reproduce.jobs` at a time, each when what it needs is there; the first error ends the call."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.reproduce.jobs))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # glibc gives the pages of large tensors back after each use; taking them again costs an eighth of a step's time.
+    # glibc gives the pages of large tensors back after each use, and taking them again takes time in every step.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     waiting = planned(paper, cfg, names, seeds)
