@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from shared.metrics.classification import auroc_per_class
 from shared.metrics.interval import Statistic
@@ -84,8 +85,8 @@ def frequent_headline(rows: pd.DataFrame, labels: pd.DataFrame, run: Mapping) ->
 
 
 def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
-    """task, class, share of real reports that state its finding, AUROC of each of the experiments `names` (mean over
-    seeds)."""
+    """task, class, share of real reports that state its finding, said: share that hold the words of its prompt, and the
+    AUROC of each of the experiments `names` (mean over seeds)."""
     shares, found = frequency(cfg), {}
     behind = share_of_finding(shares)
     for name in names:
@@ -100,5 +101,15 @@ def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
                         values.setdefault((task, label), []).append(float(auroc))
         for key, seeds in values.items():
             found.setdefault(key, {})[name] = float(np.mean(seeds))
-    rows = [{"task": t, "class": c, "share": behind.get(c)} | v for (t, c), v in found.items()]
+    rows = [{"task": t, "class": c, "share": behind.get(c), "said": shares.get(c)} | v for (t, c), v in found.items()]
     return pd.DataFrame(rows)
+
+
+def correlations(table: pd.DataFrame) -> dict[str, tuple[float, int]]:
+    """share, said -> Spearman's correlation with AUROC after synthetic minus after real pairs, and classes it is of."""
+    found = {}
+    for column in ("share", "said"):
+        known = table[table[column].notna()]
+        rho = spearmanr(known[column].astype(float), known.synthetic - known.real).statistic
+        found[column] = float(rho), len(known)
+    return found

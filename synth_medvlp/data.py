@@ -20,7 +20,13 @@ NORMALISE = {  # mean, standard deviation of intensities in 0..1, per channel
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 REAL_ONLY = ("real", "clean")  # nothing is generated for them
-REGIMES = (*REAL_ONLY, "synthetic", "mix", "real_text", "real_image")
+SET_OF = {  # regime -> the generated set that it needs
+    "synthetic": "synthetic", "mix": "synthetic", "real_text": "real_text", "real_text_impression": "real_text",
+    "real_of_text": "real_text", "real_image": "real_image", "real_of_image": "real_image",
+}  # fmt: skip
+REGIMES = (*REAL_ONLY, *SET_OF)
+REAL_OF = ("real_of_text", "real_of_image")  # real pairs, those that a generated set has
+IMPRESSION_ONLY = ("real_of_text", "real_text_impression")
 N_DRAWS = 7  # uniform numbers of an augmentation: flip, zoom, shift x, shift y, angle, brightness, contrast
 
 
@@ -45,7 +51,9 @@ class PairsConfig:
 
     Args:
         regime: real | clean (real after A2 and A3) | synthetic | mix (both) | real_text (its images synthetic) |
-            real_image (its texts synthetic).
+            real_image (its texts synthetic). What the last two are compared with: real_of_image, the real pairs of the
+            images that real_image has; real_of_text, likewise of real_text, with the IMPRESSION alone, of which the
+            images of real_text are drawn - as has real_text_impression.
         sentences: how many of FINDINGS and IMPRESSION make the text of an access, drawn anew each time, in their order
             (impression first); 0 = all.
         n: number of pairs, drawn by run seed; smaller sets lie within larger ones; null = all.
@@ -97,10 +105,10 @@ def augment(images: torch.Tensor, draws: torch.Tensor, cfg: AugmentConfig) -> to
     return ((images - middle) * gain + middle * lift).clamp(0, 1)
 
 
-def texts_of(pairs: Pairs) -> list[list[str]]:
+def texts_of(pairs: Pairs, impression_only: bool = False) -> list[list[str]]:
     """The sentences of each report."""
     sections = pairs.table[["findings", "impression"]].fillna("").to_numpy()
-    return [report_sentences(*both) for both in sections]
+    return [report_sentences("" if impression_only else findings, impression) for findings, impression in sections]
 
 
 def sentences_of(pairs: Pairs) -> Iterator[str]:
@@ -122,7 +130,7 @@ class PairDataset(Dataset):
         for number, (some, mask) in enumerate(zip(pairs, keep, strict=True)):
             kept = np.arange(len(some)) if mask is None else np.flatnonzero(mask)
             places.append(np.stack([np.full(len(kept), number), kept], 1))
-            said = texts_of(some)
+            said = texts_of(some, cfg.regime in IMPRESSION_ONLY)
             texts += [said[i] for i in kept]
         order = np.random.default_rng([seed, 1]).permutation(len(texts))
         usable = [i for i in order if texts[i]]

@@ -2,8 +2,8 @@
 
 A noun phrase with a head is an abnormality or disease with all that stands directly before it ("small left pleural
 effusion"); a place with a state is one mention, whole ("the heart is mildly enlarged", "lungs are clear"); a place
-alone is ANATOMY. A negation denies the next entity and those that follow it in a list; denied ones become NON-*. Hedged
-entities keep their type.
+alone is ANATOMY. A negation denies the next entity and those that follow it in a list; denied ones become NON-*, a
+denied normal state ("the heart is not normal") an ABNORMALITY. Hedged entities keep their type.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from synth_medvlp.lexicon import ANATOMY, Element, Mention, elements, lexicon, s
 
 _PHRASE = ("head", "place", "topic", "state", "mod")
 _REACH = 6  # words between a negation and what it denies
+_NORMAL_REACH = frozenset(("a", "an", "the", "any", "evidence", "of"))  # the only ones between it and a normal state
 
 
 class _Span(NamedTuple):
@@ -47,9 +48,14 @@ def _read(sentence: str) -> tuple[Mention, ...]:
     mentions = []
     for span, denied in zip(spans, _denied(parts, spans), strict=True):
         start = parts[span.first].start
-        kind = f"NON-{span.type}" if denied and span.type != ANATOMY else span.type
-        mentions.append(Mention(sentence[start : span.end], kind, start, span.end))
+        mentions.append(Mention(sentence[start : span.end], _type(span, denied), start, span.end))
     return tuple(mentions)
+
+
+def _type(span: _Span, denied: bool) -> str:
+    if span.type == ANATOMY or not denied:
+        return span.type
+    return "ABNORMALITY" if span.state == "normal" else f"NON-{span.type}"
 
 
 # --- phrases ---
@@ -164,19 +170,19 @@ def _stated(parts: list[Element], first: int, last: int, end: int, states: list[
 
 
 def _denied(parts: list[Element], spans: list[_Span]) -> list[bool]:
-    """Which spans become NON-*. A normal state is that already and takes no part."""
-    out = [span.denied and span.state == "abnormal" for span in spans]
+    """Which spans are denied. A normal state is no part of a list."""
+    out = [span.denied for span in spans]
     inside = {j for s in spans if s.type == ANATOMY for j in range(s.first, s.last)}
     clinical = [n for n, span in enumerate(spans) if span.type != ANATOMY]
     before, passes = 0, False  # end of the entity before; does its denial go on?
     for n in clinical:
         span = spans[n]
         gap = [parts[j] for j in range(before, span.first) if j not in inside]
-        free = not span.verb and span.state != "normal"
-        if free and (_cue(gap) or (passes and _listed_on(gap, parts[span.first]))):
+        free, passed_on, passes = not span.verb and span.state != "normal", passes, False
+        if free and (_cue(gap) or (passed_on and _listed_on(gap, parts[span.first]))):
             out[n] = passes = True
-        else:
-            passes = False
+        elif span.state == "normal" and not span.verb:
+            out[n] = _cue(gap, _NORMAL_REACH)
         before = span.last
     for a, n in reversed(list(enumerate(clinical))):
         if spans[n].verb or not _denied_behind(parts, spans[n].last):
@@ -190,11 +196,12 @@ def _denied(parts: list[Element], spans: list[_Span]) -> list[bool]:
     return out
 
 
-def _cue(gap: list[Element]) -> bool:
-    """Does a negation stand before, near enough and with nothing that ends it in between?"""
+def _cue(gap: list[Element], only: frozenset[str] | None = None) -> bool:
+    """Does a negation stand before, near enough and with nothing that ends it in between? only: words allowed there."""
     at = max((j for j, part in enumerate(gap) if part.cls == "before"), default=-1)
     behind = gap[at + 1 :]
     stops = any(part.cls == "ends" or part.words in (",", "(", ")") for part in behind)
+    stops |= only is not None and any(part.words not in only for part in behind)
     return at >= 0 and not stops and len(behind) <= _REACH and not _after_verb(gap, at)
 
 

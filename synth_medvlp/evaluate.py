@@ -29,7 +29,7 @@ from synth_medvlp import finetune, segment
 from synth_medvlp.config import Config, parse
 from synth_medvlp.downstream import Release, Task, downstream_hash, load_tasks
 from synth_medvlp.grounding import centre_prior, ground
-from synth_medvlp.inputs import CLASSIFIED, Input, expand
+from synth_medvlp.inputs import CLASSIFIED, COSINE, Input, expand
 from synth_medvlp.model import SCORERS, load
 from synth_medvlp.prep import prepare
 from synth_medvlp.prompts import SETS, class_texts, other_names
@@ -102,10 +102,10 @@ class Evaluation(TaskEvaluation):
         """Function from numbers of images to the maps of the task's prompt, as `ground` asks for."""
         if spec.control == "prior":
             return centre_prior(release, task)
-        prompt = self.texts(list(task.classes), spec)[0][0]
+        prompt, kind = self.texts(list(task.classes), spec)[0][0], COSINE if spec.variation == COSINE else None
 
         def of(rows: np.ndarray) -> np.ndarray:
-            maps = self.batches(release, rows, partial(self.model.maps, prompt=prompt), spec)
+            maps = self.batches(release, rows, partial(self.model.maps, prompt=prompt, kind=kind), spec)
             return maps[cycle(len(rows), self.cfg.seed)] if spec.control == "shuffled" else maps
 
         return of

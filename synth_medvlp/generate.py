@@ -7,8 +7,8 @@ Every stage is a function of the config and keeps its result in a folder of CACH
 a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
 the reference asks for. Under `torchrun` or `accelerate launch` the processes share A2, A3 and S2 to S6, on one machine
 or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes. Without
-a GPU A2, A3, S5 and S6 compute on one thread, so that what is made depends neither on the processes nor on the cores,
-but for the rounding of texts that are written in other batches.
+a GPU every stage that computes does so on one thread, so that what is made depends neither on the processes nor on the
+cores.
 """
 
 import json
@@ -26,6 +26,7 @@ from shared.runs.processes import one_thread
 from synth_medvlp import packing
 from synth_medvlp.audit import near_bad
 from synth_medvlp.config import Config, parse
+from synth_medvlp.data import SET_OF
 from synth_medvlp.datasets import mimic_cxr_jpg
 from synth_medvlp.diffusion import generator
 from synth_medvlp.entities import Pool, mine, ner
@@ -115,7 +116,7 @@ def reports(cfg: Config) -> tuple[list[dict], dict]:
     """S1 to S4: records of all requests, accepted or not; of the regime real_image for the real reports' entities."""
     pool, _ = entity_pool(cfg)
     sampler, n = Sampler(pool, cfg.sampler), cfg.data.n_synthetic
-    if cfg.data.regime == "real_image":
+    if SET_OF.get(cfg.data.regime) == "real_image":
         pairs = real(cfg)
         texts = (pairs.table.findings + " " + pairs.table.impression).tolist()
         sampler, n = OwnEntities(pool, cfg.sampler, ner(cfg.ner)(texts)), len(pairs)
@@ -161,7 +162,8 @@ def synthetic(cfg: Config) -> Pairs:
     """
     asked = set_of(cfg) + str(cache_root())
     if asked not in _MADE or not _MADE[asked].is_dir():
-        made = {"real_text": _real_text, "real_image": _real_image}.get(cfg.data.regime, _generated)(cfg)
+        kind = SET_OF.get(cfg.data.regime, cfg.data.regime)
+        made = {"real_text": _real_text, "real_image": _real_image}.get(kind, _generated)(cfg)
         _MADE[asked] = stage_folder_of(made)
     return read_pairs(_MADE[asked])
 
@@ -170,9 +172,9 @@ _MADE: dict[str, Path] = {}  # of this process, whose runs follow each other: al
 
 
 def set_of(cfg: Config) -> str:
-    """The same for two configs whose stages make the same pairs; the regimes `synthetic` and `mix` share them."""
+    """The same for two configs whose stages make the same pairs, whatever regime reads them."""
     d = cfg.data
-    kind = "synthetic" if d.regime == "mix" else d.regime
+    kind = SET_OF.get(d.regime, d.regime)
     stages = cfg.audit, cfg.ner, cfg.sampler, cfg.writer, cfg.image
     return repr([kind, d.simulate, d.size_px, d.geometry, d.split, d.n_synthetic, stages])
 
@@ -191,9 +193,14 @@ def _generated(cfg: Config) -> Pairs:
 
 def _real_text(cfg: Config) -> Pairs:
     pairs = real(cfg)
-    table = pairs.table.assign(id="txt" + pairs.table.id)
+    table = pairs.table.assign(id="txt-" + pairs.table.id)
     pictures, drawn, _ = images(cfg, table.impression.where(table.impression != "", table.findings).tolist())
     return _pack(cfg, "real_text", pictures, drawn, table)
+
+
+def real_id(half_real: str) -> str:
+    """Of the real pair that a pair of real_text or real_image has its half from."""
+    return half_real.partition("-")[2]
 
 
 def _real_image(cfg: Config) -> Pairs:
@@ -201,13 +208,14 @@ def _real_image(cfg: Config) -> Pairs:
     accepted = [r for r in records if r["status"] == "accepted"]
     rows = [r["id"] for r in accepted]
     table = pairs.table.iloc[rows].assign(
-        id="img" + pairs.table.id.iloc[rows], findings=[r["findings"] for r in accepted],
+        id="img-" + pairs.table.id.iloc[rows], findings=[r["findings"] for r in accepted],
         impression=[r["impression"] for r in accepted],
     )  # fmt: skip
     drawn = [{"status": "accepted"}] * len(rows)
     return _pack(cfg, "real_image", pairs.images[rows], drawn, table)
 
 
+@one_thread()
 def _pack(cfg: Config, source: str, pictures: np.ndarray, drawn: list[dict], table: pd.DataFrame) -> Pairs:
     """Write what was accepted, once; the statistics of S7 beside it."""
     kept = np.array([d["status"] == "accepted" for d in drawn], bool)
@@ -234,7 +242,8 @@ def funnel(cfg: Config) -> list[list]:
     """Rows (stage, what, number) of all stages of the regime `synthetic`, pass rates with what they are shares of."""
     a1 = real(cfg).meta["made_from"]["stats"]
     audit, (_, a4), (records, text) = audited(cfg), entity_pool(cfg), reports(cfg)
-    _, _, image = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
+    _, checks, image = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
+    image["S6"]["failed_by_finding"] = packing.failed_by_finding(checks, ner(cfg.ner))
     s7 = json.loads((stage_folder_of(synthetic(cfg)) / "stats.json").read_text())
     return packing.funnel_rows(a1, audit.stats, a4, text, image, s7)
 
@@ -248,7 +257,7 @@ def main(args: list[str] | None = None) -> None:
     pairs = synthetic(cfg)
     if worker()[0]:
         return
-    if cfg.data.regime not in ("real_text", "real_image"):  # these lack stages, and the other processes have left
+    if SET_OF.get(cfg.data.regime, "synthetic") == "synthetic":  # the others lack stages; the other processes have left
         for stage, what, number in funnel(cfg):
             print(f"{stage:>3}  {what:<60} {number}")
     print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")

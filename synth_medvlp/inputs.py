@@ -8,7 +8,7 @@ image~zeroed        control: a black image; ~shuffled: another record's image; ~
 linear:image        a linear layer on the frozen encoder's pooled features, for each share and draw of `eval.finetune`
 finetune:image      encoder and linear layer trained; both also with ~val, which scores validation too
 grounding:image     zero-shot maps against masks and boxes; ~zeroed, ~shuffled, ~prompts; ~prior: the mean mask of the
-                    training part for every record
+                    training part for every record; +cosine: cosines with the cells, in place of GLoRIA's attention
 segment:image       a U-Net on the encoder, trained on masks
 """
 
@@ -27,6 +27,7 @@ CONTROLS = {
     "grounding": ("", "zeroed", "shuffled", "prompts", "prior"),
     "segment": ("",),
 }
+COSINE = "cosine"  # a kind of map
 CLASSIFIED = ("", "linear", "finetune")  # kinds that give scores of classes; the others give masks
 
 
@@ -56,7 +57,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Input:
-    """variation: a prompt set or a scorer in place of the config's; "" = none."""
+    """variation: a prompt set, a scorer or a kind of map in place of the config's; "" = none."""
 
     name: str
     control: str = ""
@@ -71,7 +72,7 @@ def expand(names: list[str], scorers: tuple[str, ...]) -> list[Input]:
         kind, _, rest = name.rpartition(":")
         what, _, control = rest.partition("~")
         what, _, variation = what.partition("+")
-        varied = {"": (*SETS, *scorers), "grounding": SETS}.get(kind, ())
+        varied = {"": (*SETS, *scorers), "grounding": (*SETS, COSINE)}.get(kind, ())
         if what != "image" or control not in CONTROLS.get(kind, ()) or variation not in ("", *varied):
             raise ValueError(f"eval.inputs: {name!r} is none of the inputs listed in synth_medvlp/inputs.py")
         if kind in ("linear", "finetune") and not control and f"{name}~val" in names:

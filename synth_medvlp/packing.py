@@ -7,6 +7,7 @@ import numpy as np
 
 from synth_medvlp.entities import CLINICAL, RULES, Ner, Pool, entities, gini
 from synth_medvlp.pairs import Pairs
+from synth_medvlp.sampler import head_of
 from synth_medvlp.screening import Screener
 
 _BLOCK = 2048
@@ -48,6 +49,17 @@ def nearest(a: np.ndarray, b: np.ndarray, a_of: np.ndarray | None = None, b_of: 
             block[a_of[start : start + _BLOCK, None] == b_of[None]] = -1
         found.append(block.max(1))
     return np.concatenate(found)
+
+
+def failed_by_finding(checks: list[dict], ner: Ner, least: int = 30) -> list[tuple[str, int, float]]:
+    """(finding, prompts that affirm it, share of their first images that the check refuses), the most refused first;
+    checks: the records of S6. Findings of fewer than `least` prompts are left out."""
+    tried: dict[str, list[bool]] = {}
+    for check, mentions in zip(checks, ner([check["prompt"] for check in checks]), strict=True):
+        for name in {head_of(name) for name, kind in entities(mentions) if kind in ("ABNORMALITY", "DISEASE")} - {""}:
+            tried.setdefault(name, []).append(bool(check["tries"][0]["reason"]))
+    found = [(name, len(failed), float(np.mean(failed))) for name, failed in tried.items() if len(failed) >= least]
+    return sorted(found, key=lambda row: (-row[2], row[0]))
 
 
 def _kl(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -142,6 +154,8 @@ def _image_rows(image: dict, s7: dict) -> list[list]:
     rows += [["S6", f"share of YES, {name}", rate] for name, rate in check["answers"]["yes_rate"].items()]
     rows += [["S6", f"failed on {name}", n] for name, n in check["failed_questions"].items() if n]
     rows += [["S6", "failed by similarity to a bad image", check["failed_similarity"]]]
+    ends = check["failed_by_finding"][:3] + check["failed_by_finding"][3:][-2:]  # most and least refused
+    rows += [["S6", f"share of first images that fail, prompts that affirm {what}, {n}", r] for what, n, r in ends]
     rows += [["S6", "prompts rejected for good", check["rejected"]]]
     rows += [["S7", "pairs", s7["pairs"]], ["S7", "repeated reports", s7["repeated_texts"]]]
     rows += [["S7", f"KL of entities from the real pool, {kind}, nats", s7[kind]["kl_from_real"]] for kind in CLINICAL]

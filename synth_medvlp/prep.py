@@ -11,8 +11,8 @@ import numpy as np
 
 from shared.runs.config import hash_of
 from synth_medvlp.config import Config, parse
-from synth_medvlp.data import REAL_ONLY
-from synth_medvlp.generate import audited, real, synthetic
+from synth_medvlp.data import REAL_OF, REAL_ONLY
+from synth_medvlp.generate import audited, real, real_id, synthetic
 from synth_medvlp.pairs import Pairs
 
 
@@ -36,7 +36,10 @@ def prepare(cfg: Config) -> Pretraining:
     if regime in (*REAL_ONLY, "mix"):
         pairs.append(real(cfg))
         keep.append(~audited(cfg).dropped if regime == "clean" else None)
-    if regime not in REAL_ONLY:
+    elif regime in REAL_OF:
+        pairs.append(real(cfg))
+        keep.append(real(cfg).table.id.isin(synthetic(cfg).table.id.map(real_id)).to_numpy())
+    if regime not in (*REAL_ONLY, *REAL_OF):
         pairs.append(synthetic(cfg))
         keep.append(None)
     kept = [None if mask is None else np.packbits(mask).tolist() for mask in keep]

@@ -8,7 +8,7 @@ import torch
 
 from shared.runs import engine, evidence
 from shared.runs.paper import Experiment, Paper
-from synth_medvlp import tables
+from synth_medvlp import pictures
 from synth_medvlp.config import Config
 from synth_medvlp.data import REAL_ONLY
 from synth_medvlp.generate import set_of
@@ -61,7 +61,10 @@ EXPERIMENTS = {
     "no-text-check": regime("synthetic", **{"writer.check": False}),
     "no-image-check": regime("synthetic", **{"image.check": False}),
     "real-text": regime("real_text"),
+    "real-text-impression": regime("real_text_impression"),
+    "real-of-text": regime("real_of_text"),
     "real-image": regime("real_image"),
+    "real-of-image": regime("real_of_image"),
     "oracle": regime("synthetic", **{"image.checkpoint": "oracle"}),
     "disjoint-real": regime("real", **{"data.simulate.seed": 13}),
     "disjoint-synthetic": regime("synthetic", **{"data.simulate.seed": 13}),
@@ -72,11 +75,12 @@ EXPERIMENTS = {
     **three("strong", **{"data.simulate.level": "strong"}),
     # the same weights, evaluated otherwise
     **{f"prompts-{name}": evaluation(name, PROMPTS) for name in REGIMES},
+    **{f"published-{name}": evaluation(name, ("image",), **{"eval.variant": "as_published"}) for name in REGIMES},
     **downstream("ground", "grounding:image", "grounding:image~shuffled", "grounding:image~prior"),
     **downstream("linear", "linear:image~val"),
     **downstream("finetune", "finetune:image~val"),
     **downstream("segment", "segment:image"),
-    **downstream("gloria-ground", "grounding:image", of=tuple(f"gloria-{name}" for name in REGIMES)),
+    **downstream("gloria-ground", "grounding:image", "grounding:image+cosine", of=[f"gloria-{r}" for r in REGIMES]),
 }
 
 
@@ -108,8 +112,8 @@ class SynthMedVlp(Paper):
             masks.to_parquet(out / "predictions" / f"{name}-masks-{runs[0].name}.parquet", compression="zstd")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
-        tables.keep_funnel(cfg, names)
-        tables.draw_sheets(cfg, names)
+        pictures.keep_funnel(cfg, names)
+        pictures.draw_sheets(cfg, names)
 
 
 SYNTH_MEDVLP = SynthMedVlp()

@@ -234,10 +234,10 @@ def contradict(a: Entity, b: Entity) -> bool:
     if not (a[1].startswith("NON-") or b[1].startswith("NON-")):
         sizes = [_words(s) & lexicon().sizes for s, _ in (a, b)]
         differ = bool(sizes[0] and sizes[1]) and sizes[0] != sizes[1]
-        return differ and _head(a[0]) == _head(b[0]) and _sides_meet(a[0], b[0])
+        return differ and head_of(a[0]) == head_of(b[0]) and _sides_meet(a[0], b[0])
     denied, stated = (a[0], b[0]) if a[1].startswith("NON-") else (b[0], a[0])
-    head = _head(stated)
-    if denied_head := _head(denied):
+    head = head_of(stated)
+    if denied_head := head_of(denied):
         general = _words(denied) - lexicon().sides <= _words(stated)  # "no displaced fracture" leaves other fractures
         return denied_head == head and general and _sides_meet(denied, stated)
     return any(_holds_words(denied, place) and (head in heads or "any" in heads)
@@ -253,8 +253,9 @@ def _holds_words(name: str, words: str) -> bool:
 
 
 @lru_cache(maxsize=100_000)
-def _head(name: str) -> str:
-    """The longest head of the lexicon that a norm string ends in, without what only says where."""
+def head_of(name: str) -> str:
+    """The longest head of the lexicon that a norm string ends in, without what only says where: cardiomegaly of "mild
+    cardiomegaly"; "" where there is none."""
     words = name.split()
     return next((term for i in range(len(words)) if (term := " ".join(words[i:])) in lexicon().heads), "")
 

@@ -1,37 +1,29 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures; from scored predictions and the funnel."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from shared.metrics.figures import draw_claims, draw_losses
 from shared.metrics.interval import Statistic, difference
-from shared.metrics.scorecard import control, dumps
+from shared.metrics.scorecard import control
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Scored, describe, folder, run_folders, run_table, same_records
+from shared.runs.evidence import Scored, describe, folder, paired, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
-from synth_medvlp.classes import MIN10, per_class, stated
-from synth_medvlp.config import Config, parse
+from synth_medvlp.classes import MIN10, correlations, per_class
+from synth_medvlp.config import Config
 from synth_medvlp.downstream import HEADLINE as HEADLINE_KIND
-from synth_medvlp.evaluate import setup
-from synth_medvlp.generate import audited, funnel, images, real, reports, synthetic
-from synth_medvlp.grounding import masks_of, upsampled
-from synth_medvlp.inputs import Input
-from synth_medvlp.prompts import prompts_of
 from synth_medvlp.scoring import RANDOM_PIXEL, WHOLE_IMAGE
-from synth_medvlp.screening import NO, QUESTIONS
-from synth_medvlp.stage_evidence import audit_scores, tail
 
 REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synthetic": "mix"}
 METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
 METHODS |= {f"GLoRIA, {label}": f"gloria-{name}" for label, name in REGIMES.items()}
 METHODS |= {f"ConVIRT as in MGCA, {label}": f"mgca-{name}" for label, name in REGIMES.items()}
 METHODS |= {"ConVIRT, untrained": "random-init"}
+METHODS |= {f"ConVIRT, {label}; splits and labels as published": f"published-{name}" for label, name in REGIMES.items()}
 STAGES = {
     "synthetic pairs": "synthetic",
     "synthetic pairs, drawn anew": "redrawn",
@@ -43,7 +35,10 @@ STAGES = {
     "no image check": "no-image-check",
     "images by the simulator itself": "oracle",
     "real texts, synthetic images": "real-text",
+    "the same, the IMPRESSION alone": "real-text-impression",
+    "the IMPRESSION alone, real images": "real-of-text",
     "real images, synthetic texts": "real-image",
+    "the same images, their real texts": "real-of-image",
     "another pair's report": "shuffled-pairs",
     "real pairs": "real",
     "real pairs, cleaned by the audit": "clean",
@@ -167,6 +162,7 @@ def _gain(item_weights: np.ndarray, a: Statistic, b: Statistic, base: Statistic)
 def protocols(scored: dict[str, Scored]) -> dict[str, tuple[str, str]]:
     """Protocol in words -> metric, and key of `score_all` with {} for the regime."""
     zero_shot = {"ConVIRT": "", "GLoRIA": "gloria-", "ConVIRT as in MGCA": "mgca-"}
+    zero_shot |= {"ConVIRT, splits and labels as published": "published-"}
     zero_shot |= {f"ConVIRT, {label}": f"{prefix}-" for prefix, label in WORLDS.items() if prefix}
     found = {f"zero-shot, {label}": (HEADLINE, f"{prefix}{{}}@image") for label, prefix in zero_shot.items()}
     for kind, words in (("linear", "linear layer"), ("finetune", "fine-tuned")):
@@ -194,7 +190,7 @@ def comparable(scored: dict[str, Scored], ours: str, theirs: str) -> bool:
 
 def gain(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> tuple[float, float, float]:
     """Paired difference of two keys of `score_all`, with its 95 % interval."""
-    found = difference(scored[ours].metric(metric), scored[theirs].metric(metric), scored[ours].patients)
+    found = difference(*paired(scored[ours], scored[theirs], metric), scored[ours].patients)
     return (found.mean, *found.interval())
 
 
@@ -260,6 +256,21 @@ def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str,
     return level_table(prefix, title, MASKS, rows, note)
 
 
+def class_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
+    """Every headline class: how often real training reports state it, two ways, and its AUROC after each regime."""
+    columns = {"task": "data set", "class": "class", "share": "finding stated, share of reports"}
+    columns |= {"said": "words of the prompt stated"} | {name: f"AUROC, {label}" for label, name in REGIMES.items()}
+    table = {"id": "classes", "title": "Classes of the headline sets, ConVIRT, zero-shot", "rows": []}
+    if not all(f"{name}@image" in scored for name in REGIMES.values()):
+        return table
+    found = per_class(cfg, facts, [*REGIMES.values()])
+    cells = found[[*columns]].astype(object)
+    related = [f"{rho:.2f} ({columns[of]}; {n} classes)" for of, (rho, n) in correlations(found).items()]
+    note = f"Spearman's correlation of the difference synthetic − real with the share: {', '.join(related)}."
+    rows = cells.where(cells.notna(), None).to_numpy().tolist()
+    return table | {"columns": [*columns.values()], "rows": rows, "note": note}
+
+
 def funnel_table(cfg: Config) -> dict:
     """Requests -> reports -> images -> pairs, with pass rates, as `keep_funnel` left them."""
     file = folder(cfg) / "funnel.json"
@@ -288,6 +299,9 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     ground = {label: f"ground-{n}@grounding:image" for label, n in REGIMES.items()}
     ground |= {f"GLoRIA, {label}": f"gloria-ground-gloria-{n}@grounding:image" for label, n in REGIMES.items()}
     ground |= {
+        f"GLoRIA, {label}, cosines": f"gloria-ground-gloria-{n}@grounding:image+cosine" for label, n in REGIMES.items()
+    }
+    ground |= {
         "untrained": "ground-random-init@grounding:image",
         "mean training mask": "ground-real@grounding:image~prior",
         WHOLE_IMAGE: f"{WHOLE_IMAGE}@grounding:image",
@@ -304,7 +318,8 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     found += [mask_table(scored, "grounding", "Zero-shot grounding", ground)]
     found += [tuned_table(scored, facts, "linear", "A linear layer on the frozen encoder, AUROC")]
     found += [tuned_table(scored, facts, "finetune", "Fine-tuned classification, AUROC")]
-    found += [mask_table(scored, "segment", "Segmentation", segment), funnel_table(cfg), audit_table(cfg)]
+    found += [mask_table(scored, "segment", "Segmentation", segment), class_table(cfg, scored, facts)]
+    found += [funnel_table(cfg), audit_table(cfg)]
     found.append(protocol_table(cfg, facts, REGIMES))
     found.append(run_table(facts, pairs="n_train"))
     return [table for table in found if table["rows"]]
@@ -341,82 +356,3 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         "loss.png": "Training loss.",
     }
     return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
-
-
-# --- what needs images or the caches of the runs ---
-
-
-def keep_funnel(cfg: Config, experiments: list[str]) -> None:
-    """Counts of every stage of this tier's generation, the tail of entities, the audit against what the simulator made,
-    and the share of real reports that state each class."""
-    if "synthetic" not in experiments:
-        return
-    run = run_folders(cfg, "synthetic", cfg.reproduce.seeds[0])[0]
-    run_cfg = parse(["--config", str(run / "config.yaml")])
-    for name, made in {"funnel": funnel, "tail": tail, "audit": audit_scores}.items():
-        (folder(cfg) / f"{name}.json").write_text(dumps(made(run_cfg)))
-    classes = [c for task in json.loads((run / "metrics.json").read_text())["classes"].values() for c in task]
-    (folder(cfg) / "frequency.json").write_text(dumps(stated(run_cfg, sorted(set(classes)))))
-
-
-def draw_sheets(cfg: Config, experiments: list[str]) -> None:
-    """Contact sheets of pairs, and maps of the three regimes, of ConVIRT and of GLoRIA."""
-    for prefix in ("", "gloria-"):
-        runs = {of: run_folders(cfg, prefix + name, cfg.reproduce.seeds[0])[0] for of, name in REGIMES.items()}
-        if not {prefix + name for name in REGIMES.values()} <= set(experiments):
-            continue
-        configs = {label: parse(["--config", str(run / "config.yaml")]) for label, run in runs.items()}
-        if not prefix:
-            figures.draw_pairs(folder(cfg) / "pairs.png", pair_groups(configs["synthetic pairs"]))
-        checkpoints = {label: run / "checkpoint" for label, run in runs.items()}
-        draw_maps(folder(cfg) / f"maps-{prefix}", configs, checkpoints)
-
-
-def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Title -> (image, text) of real pairs, dropped real ones, synthetic pairs and rejected images, drawn by seed."""
-    rng = np.random.default_rng(0)
-    pairs, audit, made = real(cfg), audited(cfg), synthetic(cfg)
-    records, _ = reports(cfg)
-    drawn, checks, _ = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
-
-    def some(rows, of, text) -> list[tuple[np.ndarray, str]]:
-        chosen = np.sort(rng.permutation(rows)[:columns])
-        return [(np.asarray(of[i]), text(i)) for i in chosen]
-
-    rejected = [i for i, check in enumerate(checks) if check["status"] != "accepted"]
-    groups = {
-        "real": some(len(pairs), pairs.images, lambda i: pairs.table.impression[i]),
-        "real, dropped by the audit": some(
-            np.flatnonzero(audit.dropped), pairs.images, lambda i: no_to(audit.answers[i])
-        ),
-        "synthetic": some(len(made), made.images, lambda i: made.table.impression[i]),
-        "synthetic, rejected": some(np.array(rejected, int), drawn, lambda i: checks[i]["prompt"]),
-    }
-    return {title: cells for title, cells in groups.items() if cells}
-
-
-def no_to(answers: np.ndarray) -> str:
-    return "NO: " + (", ".join(q for q, a in zip(QUESTIONS, answers, strict=True) if a == NO) or "none; near a bad one")
-
-
-def draw_maps(stem: Path, configs: dict[str, Config], checkpoints: dict[str, Path]) -> None:
-    """<stem><task>.png: the first test image with a mask of each task, and the map of each regime."""
-    evaluations = {}
-    for label, cfg in configs.items():
-        masked = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, inputs=["grounding:image"]))
-        evaluations[label], _ = setup(masked, checkpoints[label])
-    first, spec = next(iter(evaluations.values())), Input("grounding:image", kind="grounding")
-    for release in first.masked.values():
-        for task in release.tasks.values():
-            tested = task.part_rows("test")
-            numbers = release.row_of(task)[tested]
-            shown = np.flatnonzero(masks_of(release, numbers).any((1, 2)))[:1]
-            for record, number in zip(tested[shown], numbers[shown], strict=True):
-                maps = {
-                    label: upsampled(e.maps(release, task, spec)(np.array([number])), len(release.images[0]))[0]
-                    for label, e in evaluations.items()
-                }
-                title = f"{task.name}: {prompts_of(task.classes[0]).positive['name']}"
-                image, mask = np.asarray(release.images[number]), masks_of(release, np.array([number]))[0]
-                at = f"{release.dataset}/{task.record_ids[record]}"
-                figures.draw_maps(stem.with_name(f"{stem.name}{task.name}.png"), title, image, mask, maps, at)

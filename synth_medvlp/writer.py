@@ -3,8 +3,9 @@
 A text is accepted where the entities found in it are those asked for, by one of three rules; else it is written again
 with what was missing or too much, up to a number of attempts. A FINDINGS whose IMPRESSION never passes is written anew.
 Requests go in batches; a finished batch stands in manifest.jsonl, rejected requests too, and is never written again.
-Under `torchrun` or `accelerate launch` the workers share each batch: the sampler, which needs to know what became of a
-batch before it draws the next, is replayed by all of them; the first one puts the shares together.
+Under `torchrun` or `accelerate launch` the workers share each batch by chunks, so that a text is written in the same
+company, with the same rounding, whoever writes it: the sampler, which needs to know what became of a batch before it
+draws the next, is replayed by all of them; the first one puts the shares together.
 """
 
 import json
@@ -28,6 +29,7 @@ from synth_medvlp.sampler import Request, Sampler
 
 __all__ = ["Writer", "WriterConfig", "make", "write_reports"]
 STAGES = ("findings", "impression")
+CHUNK = 64  # requests that are written together
 
 
 @dataclass
@@ -187,24 +189,31 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
 def _batch(path: Path, size: int, requests: Sequence[Request], write: Callable[..., list[dict]]) -> list[bytes]:
     """Lines of the manifest from byte `size` on: what the workers wrote for these requests, in their order.
 
-    A worker's share stands in a file of its own until the first worker, which alone writes the manifest, took it over.
+    Chunks go to the workers in turn. A worker's share stands in a file of its own until the first worker, which alone
+    writes the manifest, took it over.
     """
     start, (rank, world) = time.perf_counter(), worker()
+    chunks = [range(len(requests))[i : i + CHUNK] for i in range(0, len(requests), CHUNK)]
+
+    def written(mine: list[range]) -> bytes:
+        return b"".join(_lines(write([requests[i] for i in chunk])) for chunk in mine)
+
     shares = [path.parent / f"share-{requests[0].id}-{requests[-1].id}-{i}of{world}.jsonl" for i in range(1, world)]
     if rank:
         share = shares[rank - 1]
         if not share.exists():  # left by a run that was killed
-            share.with_suffix(".tmp").write_bytes(_lines(write(requests[rank::world])))
+            share.with_suffix(".tmp").write_bytes(written(chunks[rank::world]))
             share.with_suffix(".tmp").replace(share)
         while len(lines := _read(path, size)) < len(requests):
             time.sleep(POLL_S)
         return lines[: len(requests)]
-    lines = [b""] * len(requests)
-    lines[::world] = _lines(write(requests[::world])).splitlines(True)
+    found = {0: written(chunks[::world]).splitlines(True)}
     for i, share in enumerate(shares, 1):
         while not share.exists():
             time.sleep(POLL_S)
-        lines[i::world] = _read(share)
+        found[i] = _read(share)
+    waiting = {i: iter(some) for i, some in found.items()}
+    lines = [next(waiting[number % world]) for number, chunk in enumerate(chunks) for _ in chunk]
     with path.open("ab") as manifest:
         manifest.truncate(size)  # what a kill left of a batch
         manifest.write(b"".join(lines))

@@ -153,11 +153,16 @@ def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, the
     a, b = (scored[entry_name(paper, x)] for x in (ours, theirs))
     if not same_records(a, b):
         raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
-    both = [seed for seed in a.seeds if seed in b.seeds]
-    if a.seeds != b.seeds and not both:
+    if a.seeds != b.seeds and not set(a.seeds) & set(b.seeds):
         raise ValueError(f"{ours} and {theirs} have no seed in common: {a.seeds} and {b.seeds}; run one of them again")
-    ours_theirs = ([e.metric(metric)[e.seeds.index(s)] for s in both] if both else e.metric(metric) for e in (a, b))
-    return difference(*ours_theirs, a.patients)
+    return difference(*paired(a, b, metric), a.patients)
+
+
+def paired(a: Scored, b: Scored, metric: str) -> tuple[list[Metric], list[Metric]]:
+    """A metric of both, seed by seed of those that both have."""
+    both = [seed for seed in a.seeds if seed in b.seeds]
+    ours, theirs = ([e.metric(metric)[e.seeds.index(s)] for s in both] if both else e.metric(metric) for e in (a, b))
+    return ours, theirs
 
 
 def same_records(a: Scored, b: Scored) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
 
 
 def world() -> int:
@@ -52,12 +53,13 @@ def widest(n: int, device: torch.device) -> int:
 
 @contextmanager
 def one_thread(wanted: bool = True):
-    """Inside, a CPU computes on one thread: sums come out the same whatever the number of cores, and threads of steps
-    too short to be shared do not wait for each other."""
+    """Inside, a CPU computes on one thread, torch and numpy alike: sums come out the same whatever the number of cores,
+    and threads of steps too short to be shared do not wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if wanted else before)
     try:
-        yield
+        with threadpool_limits(1 if wanted else None, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

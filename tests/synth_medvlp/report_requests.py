@@ -28,8 +28,10 @@ class Scripted:
 
     def __init__(self, say):
         self.say, self.calls = say, []
+        self.companies: list[tuple[int, ...]] = []  # requests that were written together
 
     def write_findings(self, requests, feedback, seeds):
+        self.companies.append(tuple(r.id for r in requests))
         return [self._one(r, "findings", f, s) for r, f, s in zip(requests, feedback, seeds, strict=True)]
 
     def write_impression(self, findings, requests, feedback, seeds):

@@ -12,11 +12,13 @@ import pytest
 
 from synth_medvlp import figures, generate
 from synth_medvlp.config import parse
+from synth_medvlp.data import PairDataset
 from synth_medvlp.entities import gini
 from synth_medvlp.pairs import verify
 from synth_medvlp.prep import prepare
 from synth_medvlp.screening import NO, QUESTIONS, YES
 from synth_medvlp.stage_evidence import audit_scores, scores, tail
+from synth_medvlp.text import report_sentences
 
 OPTIONS = ("--config", "synth_medvlp/configs/smoke.yaml", "--writer.backend=template", "--image.checkpoint=oracle",
            "--data.n_synthetic=12", "--data.simulate.n_patients=40")  # fmt: skip
@@ -69,15 +71,15 @@ def test_regimes_take_images_and_texts_from_where_they_say():
     truth = {i: n for n, i in enumerate(real.table.id)}
     texts = generate.synthetic(config(regime="real_text"))
     for row, image in zip(texts.table.itertuples(), texts.images, strict=True):
-        n = truth[row.id.removeprefix("txt")]
+        n = truth[generate.real_id(row.id)]
         assert row.findings == real.table.findings[n] and (image != real.images[n]).any()
     images = generate.synthetic(config(regime="real_image"))
     assert len(images) > 5
     for row, image in zip(images.table.itertuples(), images.images, strict=True):
-        n = truth[row.id.removeprefix("img")]
+        n = truth[generate.real_id(row.id)]
         np.testing.assert_array_equal(image, real.images[n])
     assert (images.table.findings.to_numpy() != real.table.set_index("id").findings.reindex(
-        images.table.id.str.removeprefix("img")).to_numpy()).mean() > 0.5  # fmt: skip
+        images.table.id.map(generate.real_id)).to_numpy()).mean() > 0.5  # fmt: skip
 
 
 def test_prepare_gives_each_regime_its_folders_and_its_own_hash():
@@ -89,6 +91,22 @@ def test_prepare_gives_each_regime_its_folders_and_its_own_hash():
     assert {data.source for data in found.values()} == {"simulated"}
     (mask,) = found["clean"].keep
     assert mask.dtype == bool and len(mask) == len(found["real"].pairs[0])
+
+
+def test_half_real_pairs_are_compared_with_the_real_pairs_of_the_same_records():
+    for half, own in (("real_image", "real_of_image"), ("real_text_impression", "real_of_text")):
+        made, found = prepare(config(regime=half)), prepare(config(regime=own))
+        (table,), (real,), (mask,) = [p.table for p in made.pairs], [p.table for p in found.pairs], found.keep
+        assert set(real.source) == {"real"} and 0 < mask.sum() == len(table)
+        assert sorted(real.id[mask]) == sorted(table.id.map(generate.real_id))
+    for regime in ("real_text_impression", "real_of_text"):
+        cfg = config(regime=regime)
+        data = prepare(cfg)
+        (table,), (mask,) = [p.table for p in data.pairs], data.keep
+        kept = table[mask] if mask is not None else table
+        said = {sentence for report in kept.impression for sentence in report_sentences("", report)}
+        read = {sentence for texts in PairDataset(data.pairs, data.keep, cfg.data, 0).texts for sentence in texts}
+        assert read and read == said
 
 
 def test_stages_left_out_and_other_filters_are_other_results_of_the_same_texts():
@@ -120,6 +138,8 @@ def test_the_funnel_counts_what_the_stages_counted():
     assert any(what.startswith("types used up") and n == len(s1["exhausted_types"]) for (_, what), n in rows.items())
     assert rows["S2", "FINDINGS: prompts"] == text["findings"]["prompts"] >= 12
     assert rows["S4", "seconds per accepted report"] == text["seconds_per_report"]
+    said = [what for stage, what in rows if stage == "S6" and "prompts that affirm" in what]
+    assert len(said) <= 5
     for question, rate in generate.audited(cfg).stats["A2"]["yes_rate"].items():
         assert rows["A2", f"share of YES, {question}"] == rate
 

@@ -102,6 +102,8 @@ def test_inputs_and_controls_of_a_model(profile, tmp_path):
     assert np.ptp(zeroed, axis=0).max() < 1e-5
     assert not np.allclose(evaluation.maps(hospital, task, Input("", "prompts"))(rows), plain)
     assert not np.allclose(evaluation.maps(hospital, task, Input("", variation="description"))(rows), plain)
+    cosines = evaluation.maps(hospital, task, Input("grounding:image+cosine", "", "grounding", "cosine"))(rows)
+    assert np.array_equal(cosines, plain) == (profile == "convirt"), "which has no other map"
     (table,) = evaluation.tables(Input("grounding:image~prior", "prior", "grounding"))
     assert table.input.unique().tolist() == ["grounding:image~prior"]
     found = summary_of_masks(table, 20)["grounding:image~prior"]
