@@ -61,11 +61,12 @@ class Feedback(NamedTuple):
 
 
 class Writer(Protocol):
-    """seeds: one per request; the same request, feedback and seed give the same text, whatever stands beside it (on
-    one machine up to rounding; an endpoint may not honour seeds)."""
+    """seeds: one per request; the same request, feedback and seed give the same text, whatever stands beside it - up to
+    rounding, where the writer is `batched`; an endpoint may not honour seeds."""
 
     name: str  # model and revision
     prompt_version: str
+    batched: bool  # texts are computed together
 
     def write_findings(self, requests: Sequence[Request], feedback: Sequence[Feedback | None],
                        seeds: Sequence[int]) -> list[Reply]: ...  # fmt: skip
@@ -145,7 +146,7 @@ def _reply(text: str, n_prompt: int, n_new: int, whole: bool) -> Reply:
 class TemplateWriter:
     """One sentence for each entity; the control without a language model."""
 
-    name, prompt_version = "template", "1"
+    name, prompt_version, batched = "template", "1", False
 
     def __init__(self, cfg: "WriterConfig"):
         pass
@@ -189,6 +190,8 @@ class _OwnDraws:
 
 class LocalWriter:
     """A causal language model of `transformers`: any with a chat template, or the small one of `train_writer`."""
+
+    batched = True
 
     def __init__(self, cfg: "WriterConfig"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -263,6 +266,8 @@ def _hash(path: Path) -> str:
 
 class EndpointWriter:
     """Any endpoint that speaks the OpenAI chat-completions protocol, `workers` requests at a time."""
+
+    batched = False
 
     def __init__(self, cfg: "WriterConfig"):
         self.cfg, self.name, self.prompt_version = cfg, f"{cfg.model}@{cfg.revision or 'endpoint'}", _hash(PROMPT)

@@ -108,6 +108,7 @@ def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
 def correlations(table: pd.DataFrame) -> dict[str, tuple[float, int]]:
     """share, said -> Spearman's correlation with AUROC after synthetic minus after real pairs, and classes it is of."""
     found = {}
+    table = table[table.share.notna() & table[["synthetic", "real"]].notna().all(axis=1)]  # not "normal"
     for column in ("share", "said"):
         known = table[table[column].notna()]
         rho = spearmanr(known[column].astype(float), known.synthetic - known.real).statistic

@@ -15,7 +15,7 @@ from synth_medvlp.lexicon import ANATOMY, Element, Mention, elements, lexicon, s
 
 _PHRASE = ("head", "place", "topic", "state", "mod")
 _REACH = 6  # words between a negation and what it denies
-_NORMAL_REACH = frozenset(("a", "an", "the", "any", "evidence", "of"))  # the only ones between it and a normal state
+_NORMAL_REACH = frozenset("a an the any evidence sign of for definite obvious other".split())  # and a normal state
 
 
 class _Span(NamedTuple):
@@ -149,7 +149,7 @@ def _predicate(parts: list[Element], first: int, last: int, lower: str) -> _Span
         if part.cls == "state":
             states.append(i)
             after = i + 1
-        elif part.words == "not" and not states:
+        elif part.words in ("not", "no longer") and not states:
             denied = True
         elif not (part.cls == "adverb" or part.cls == "mod" or (states and part.words in ("and", ","))):
             break
@@ -157,7 +157,8 @@ def _predicate(parts: list[Element], first: int, last: int, lower: str) -> _Span
     if not states:
         return None
     after, end = _behind(parts, after, lower)
-    return _stated(parts, first, after, end, states)._replace(verb=True, denied=denied)
+    said = states[:1] if denied else states  # "not normal and enlarged" denies the first
+    return _stated(parts, first, after, end, said)._replace(verb=True, denied=denied)
 
 
 def _stated(parts: list[Element], first: int, last: int, end: int, states: list[int]) -> _Span:
@@ -170,20 +171,27 @@ def _stated(parts: list[Element], first: int, last: int, end: int, states: list[
 
 
 def _denied(parts: list[Element], spans: list[_Span]) -> list[bool]:
-    """Which spans are denied. A normal state is no part of a list."""
+    """Which spans are denied. A list takes in a normal state by "or" alone: "no effusion, normal heart" are two."""
     out = [span.denied for span in spans]
     inside = {j for s in spans if s.type == ANATOMY for j in range(s.first, s.last)}
     clinical = [n for n, span in enumerate(spans) if span.type != ANATOMY]
     before, passes = 0, False  # end of the entity before; does its denial go on?
+    waiting: list[int] = []  # normal states behind a comma of a list, denied if an "or" follows
     for n in clinical:
-        span = spans[n]
+        span, first = spans[n], n == clinical[0]
         gap = [parts[j] for j in range(before, span.first) if j not in inside]
-        free, passed_on, passes = not span.verb and span.state != "normal", passes, False
-        if free and (_cue(gap) or (passed_on and _listed_on(gap, parts[span.first]))):
-            out[n] = passes = True
-        elif span.state == "normal" and not span.verb:
-            out[n] = _cue(gap, _NORMAL_REACH)
         before = span.last
+        on = passes and not span.verb and _listed_on(gap, parts[span.first])
+        by_or = on and bool({"or", "nor"} & {part.words for part in gap})
+        if span.state == "normal" and on and not by_or:
+            waiting.append(n)
+            continue
+        cue = not span.verb and _cue(gap, first, _NORMAL_REACH if span.state == "normal" else None)
+        passes = cue or by_or or (on and not waiting)
+        out[n] |= passes
+        for normal in waiting if by_or else ():
+            out[normal] = True
+        waiting = []
     for a, n in reversed(list(enumerate(clinical))):
         if spans[n].verb or not _denied_behind(parts, spans[n].last):
             continue
@@ -196,13 +204,15 @@ def _denied(parts: list[Element], spans: list[_Span]) -> list[bool]:
     return out
 
 
-def _cue(gap: list[Element], only: frozenset[str] | None = None) -> bool:
-    """Does a negation stand before, near enough and with nothing that ends it in between? only: words allowed there."""
+def _cue(gap: list[Element], first: bool, only: frozenset[str] | None = None) -> bool:
+    """Does a negation stand before, near enough and with nothing that ends it in between?
+
+    first: no entity stands before it; only: words allowed in between."""
     at = max((j for j, part in enumerate(gap) if part.cls == "before"), default=-1)
     behind = gap[at + 1 :]
     stops = any(part.cls == "ends" or part.words in (",", "(", ")") for part in behind)
     stops |= only is not None and any(part.words not in only for part in behind)
-    return at >= 0 and not stops and len(behind) <= _REACH and not _after_verb(gap, at)
+    return at >= 0 and not stops and len(behind) <= _REACH and (first or not _after_verb(gap, at))
 
 
 def _after_verb(gap: list[Element], at: int) -> bool:

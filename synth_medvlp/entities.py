@@ -19,7 +19,7 @@ from synth_medvlp.lexicon import ANATOMY, CLINICAL, TYPES, Mention, elements, le
 __all__ = ["ANATOMY", "CLINICAL", "RULES", "TYPES", "DictionaryNer", "Mention", "NerConfig", "gini", "match", "mine",
            "ner", "norm"]  # fmt: skip
 RULES = ("strict", "normalised", "recall")
-_UNSAID = frozenset(("a", "an", "the", "there", "not", "no"))
+_UNSAID = frozenset(("a", "an", "the", "there", "not", "no", "no longer"))
 _GLUE = frozenset(("and", "or", "on", "in", "with", "of", "at", "side", "sided"))
 
 Ner = Callable[[Sequence[str]], list[list[Mention]]]
@@ -75,7 +75,7 @@ def _in_order(text: str) -> str:
     front, rest = {"size": [], "state": [], "side": []}, []
     leading: list[str] = []  # what else may stand before a side: "old healed left rib fracture"
     for part in elements(text):
-        if part.cls == "copula" or part.words in _UNSAID:
+        if part.cls in ("copula", "adverb") or part.words in _UNSAID:
             continue
         kind = part.value if part.cls == "mod" else part.cls
         others = leading if kind == "other" and not rest else rest

@@ -3,12 +3,13 @@
     A1 real pairs -> A2 screening -> A3 near-bad images -> A4 entities
     S1 requests -> S2, S3 FINDINGS and their check -> S4 IMPRESSION and its check -> S5, S6 images and their check -> S7
 
-Every stage is a function of the config and keeps its result in a folder of CACHE_ROOT named by all that it depends on:
+Every stage is a function of the config and keeps its result in a folder of CACHE_ROOT named by all that it depends on,
+the code of the stage included:
 a second call reads it, a killed one goes on from its manifest. Each folder holds `stats.json` with the statistics that
 the reference asks for. Under `torchrun` or `accelerate launch` the processes share A2, A3 and S2 to S6, on one machine
 or on several with a common CACHE_ROOT, each on its own GPU; the short stages are done by the first that comes. Without
-a GPU every stage that computes does so on one thread, so that what is made depends neither on the processes nor on the
-cores.
+a GPU the networks of the small tiers compute on one thread, so that what is made depends neither on the processes nor
+on the cores.
 """
 
 import json
@@ -39,9 +40,20 @@ from synth_medvlp.screening import Screener, features, screen, screener
 from synth_medvlp.trees import tree
 from synth_medvlp.writer import make, write_reports
 
+# Files of this package that decide what a stage makes, beside what they are given.
+_NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "entities.py")
+CODE = {
+    "real": ("real.py", "pairs.py", "datasets/reading.py", "datasets/mimic_cxr_jpg.py"),
+    "audit": ("screening.py", "audit.py", "quality.py", "mllm.py"),
+    "pool": _NER,
+    "reports": (*_NER, "sampler.py", "writer.py", "backends.py"),
+    "images": ("diffusion.py", "oracle.py", "image_check.py"),
+}
+
 
 def stage_folder(stage: str, *depends_on) -> Path:
-    folder = cache_root() / "synth_medvlp" / f"{stage}-{hash_of(depends_on)}"
+    code = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file in CODE.get(stage, ())]
+    folder = cache_root() / "synth_medvlp" / f"{stage}-{hash_of([depends_on, code])}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -228,7 +240,7 @@ def _pack(cfg: Config, source: str, pictures: np.ndarray, drawn: list[dict], tab
     with locked(folder / "lock"):
         if (folder / "meta.json").exists() and (folder / "stats.json").exists():
             return read_pairs(folder)
-        made = {"stage": "S7", "regime": cfg.data.regime}
+        made = {"stage": "S7", "set": source}
         pairs = write_pairs(folder, np.ascontiguousarray(pictures[kept]), table, made)
         stats = packing.statistics(pairs, real(cfg), pool, ner(cfg.ner), audit.screener)
         keep_stats(folder, {"texts": len(drawn), "accepted": int(kept.sum())} | stats)
@@ -243,9 +255,9 @@ def funnel(cfg: Config) -> list[list]:
     a1 = real(cfg).meta["made_from"]["stats"]
     audit, (_, a4), (records, text) = audited(cfg), entity_pool(cfg), reports(cfg)
     _, checks, image = images(cfg, [r["impression"] for r in records if r["status"] == "accepted"])
-    image["S6"]["failed_by_finding"] = packing.failed_by_finding(checks, ner(cfg.ner))
+    failed = packing.failed_by_finding(checks, ner(cfg.ner))
     s7 = json.loads((stage_folder_of(synthetic(cfg)) / "stats.json").read_text())
-    return packing.funnel_rows(a1, audit.stats, a4, text, image, s7)
+    return packing.funnel_rows(a1, audit.stats, a4, text, image, failed, s7)
 
 
 def stage_folder_of(pairs: Pairs) -> Path:

@@ -83,9 +83,12 @@ def _common(attempts: list[dict]) -> list[dict]:
     return [tried for tried in attempts if 20 * tried["n"] >= attempts[0]["n"]]
 
 
-def funnel_rows(a1: dict, audit: dict, a4: dict, text: dict, image: dict, s7: dict) -> list[list]:
-    """(stage, what, number) from the statistics of the stages; shares name what they are shares of."""
-    return [*_real_rows(a1, audit, a4), *_text_rows(text), *_image_rows(image, s7)]
+def funnel_rows(
+    a1: dict, audit: dict, a4: dict, text: dict, image: dict, failed: list[tuple[str, int, float]], s7: dict
+) -> list[list]:
+    """(stage, what, number) from the statistics of the stages; shares name what they are shares of. failed: of
+    `failed_by_finding`, of which the most and the least refused are shown."""
+    return [*_real_rows(a1, audit, a4), *_text_rows(text), *_image_rows(image, failed, s7)]
 
 
 def _real_rows(a1: dict, audit: dict, a4: dict) -> list[list]:
@@ -141,7 +144,7 @@ def _text_rows(text: dict) -> list[list]:
     return rows + [["S4", f"requests rejected: {reason}", n] for reason, n in text["rejected"].items()]
 
 
-def _image_rows(image: dict, s7: dict) -> list[list]:
+def _image_rows(image: dict, failed: list[tuple[str, int, float]], s7: dict) -> list[list]:
     """S5 to S7."""
     rows: list[list] = []
     made, check = image["S5"], image["S6"]
@@ -154,8 +157,8 @@ def _image_rows(image: dict, s7: dict) -> list[list]:
     rows += [["S6", f"share of YES, {name}", rate] for name, rate in check["answers"]["yes_rate"].items()]
     rows += [["S6", f"failed on {name}", n] for name, n in check["failed_questions"].items() if n]
     rows += [["S6", "failed by similarity to a bad image", check["failed_similarity"]]]
-    ends = check["failed_by_finding"][:3] + check["failed_by_finding"][3:][-2:]  # most and least refused
-    rows += [["S6", f"share of first images that fail, prompts that affirm {what}, {n}", r] for what, n, r in ends]
+    ends = failed[:3] + failed[3:][-3:]
+    rows += [["S6", f"first images that fail, of {n} prompts that affirm {what}", share] for what, n, share in ends]
     rows += [["S6", "prompts rejected for good", check["rejected"]]]
     rows += [["S7", "pairs", s7["pairs"]], ["S7", "repeated reports", s7["repeated_texts"]]]
     rows += [["S7", f"KL of entities from the real pool, {kind}, nats", s7[kind]["kl_from_real"]] for kind in CLINICAL]

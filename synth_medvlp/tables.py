@@ -35,10 +35,10 @@ STAGES = {
     "no image check": "no-image-check",
     "images by the simulator itself": "oracle",
     "real texts, synthetic images": "real-text",
-    "the same, the IMPRESSION alone": "real-text-impression",
-    "the IMPRESSION alone, real images": "real-of-text",
+    "real IMPRESSIONs, synthetic images": "real-text-impression",
+    "real IMPRESSIONs, real images": "real-of-text",
     "real images, synthetic texts": "real-image",
-    "the same images, their real texts": "real-of-image",
+    "these real images, real texts": "real-of-image",
     "another pair's report": "shuffled-pairs",
     "real pairs": "real",
     "real pairs, cleaned by the audit": "clean",
@@ -128,7 +128,7 @@ def difference_table(scored: dict[str, Scored], facts: dict) -> dict:
         sets = {f"auroc:{task}": task for task in headline_sets(a, facts)}
         for metric, name in (MEANS | sets).items():
             if metric in a.scores and metric in b.scores:
-                mine, other = a.scores[metric], b.scores[metric]
+                mine, other = paired(a, b, metric)
                 absolute = difference(mine, other, a.patients)
                 relative = difference(relative_gains(mine, other), None, a.patients)
                 rows.append([label, name, *([d.mean, *d.interval()] for d in (absolute, relative))])
@@ -185,7 +185,11 @@ def regime_table(scored: dict[str, Scored]) -> dict:
 
 
 def comparable(scored: dict[str, Scored], ours: str, theirs: str) -> bool:
-    return ours in scored and theirs in scored and same_records(scored[ours], scored[theirs])
+    """Both scored, on the same records, and with a seed in common."""
+    if ours not in scored or theirs not in scored or not same_records(scored[ours], scored[theirs]):
+        return False
+    a, b = scored[ours].seeds, scored[theirs].seeds
+    return a == b or bool({*a} & {*b})
 
 
 def gain(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> tuple[float, float, float]:
@@ -196,12 +200,15 @@ def gain(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> tupl
 
 def stage_table(scored: dict[str, Scored]) -> dict:
     rows, of = {}, {"synthetic@image": "minus synthetic pairs", "real@image": "minus real pairs"}
+    halves = {"real-text-impression@image": "real-of-text@image", "real-image@image": "real-of-image@image"}
     for label, name in STAGES.items():
         key = f"{name}@image"
         if key in scored:
             rows[label] = {HEADLINE: scored[key].level(HEADLINE)}
             rows[label] |= {o: gain(scored, HEADLINE, key, o) for o in of if o != key and comparable(scored, key, o)}
-    columns = {HEADLINE: MEANS[HEADLINE]} | of
+            own = halves.get(key, "")
+            rows[label] |= {"half": gain(scored, HEADLINE, key, own)} if comparable(scored, key, own) else {}
+    columns = {HEADLINE: MEANS[HEADLINE]} | of | {"half": "minus the real pairs of the same records"}
     return level_table("stages", "What each stage buys: zero-shot, ConVIRT", columns, rows, MEANS_NOTE)
 
 

@@ -29,7 +29,7 @@ from synth_medvlp.sampler import Request, Sampler
 
 __all__ = ["Writer", "WriterConfig", "make", "write_reports"]
 STAGES = ("findings", "impression")
-CHUNK = 64  # requests that are written together
+SHARES = 8  # a batch is cut into so many chunks, for as many workers
 
 
 @dataclass
@@ -43,7 +43,7 @@ class WriterConfig:
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 384
-    batch: int = 256  # requests that go together; a killed run loses one batch at most
+    batch: int = 256  # requests between two steps of the sampler; a killed run loses one batch at most
     workers: int = 8  # endpoint: requests at a time
     timeout_s: float = 120.0
     backoff_s: float = 1.0  # first wait after a failure; doubles
@@ -165,9 +165,13 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
             lines = known[len(records) : len(records) + len(requests)]
             if len(lines) < len(requests):
                 known = []
-                lines = _batch(path, size, requests, lambda some: write_batch(some, writer, ner, cfg, count))
+                lines = _batch(
+                    path, size, requests, lambda some: write_batch(some, writer, ner, cfg, count), writer.batched
+                )
             batch = [json.loads(line) for line in lines]
             size += sum(len(line) for line in lines)
+            if [record["id"] for record in batch] != [request.id for request in requests]:
+                raise ValueError(f"{path}: its records are of other requests; remove {folder}")
             for request, record in zip(requests, batch, strict=True):
                 (sampler.accept if record["status"] == "accepted" else sampler.reject)(request)
             records += batch
@@ -186,17 +190,22 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
 # --- on disk ---
 
 
-def _batch(path: Path, size: int, requests: Sequence[Request], write: Callable[..., list[dict]]) -> list[bytes]:
+def _batch(
+    path: Path, size: int, requests: Sequence[Request], write: Callable[..., list[dict]], batched: bool
+) -> list[bytes]:
     """Lines of the manifest from byte `size` on: what the workers wrote for these requests, in their order.
 
     Chunks go to the workers in turn. A worker's share stands in a file of its own until the first worker, which alone
     writes the manifest, took it over.
     """
     start, (rank, world) = time.perf_counter(), worker()
-    chunks = [range(len(requests))[i : i + CHUNK] for i in range(0, len(requests), CHUNK)]
+    chunk = -(-len(requests) // SHARES)
+    chunks = [requests[i : i + chunk] for i in range(0, len(requests), chunk)]
 
-    def written(mine: list[range]) -> bytes:
-        return b"".join(_lines(write([requests[i] for i in chunk])) for chunk in mine)
+    def written(mine: Sequence[Sequence[Request]]) -> bytes:
+        """Chunk by chunk, where a text's rounding depends on what it is written with."""
+        together = mine if batched else [[request for some in mine for request in some]]
+        return b"".join(_lines(write(some)) for some in together if some)
 
     shares = [path.parent / f"share-{requests[0].id}-{requests[-1].id}-{i}of{world}.jsonl" for i in range(1, world)]
     if rank:
@@ -213,7 +222,7 @@ def _batch(path: Path, size: int, requests: Sequence[Request], write: Callable[.
             time.sleep(POLL_S)
         found[i] = _read(share)
     waiting = {i: iter(some) for i, some in found.items()}
-    lines = [next(waiting[number % world]) for number, chunk in enumerate(chunks) for _ in chunk]
+    lines = [next(waiting[number % world]) for number, some in enumerate(chunks) for _ in some]
     with path.open("ab") as manifest:
         manifest.truncate(size)  # what a kill left of a batch
         manifest.write(b"".join(lines))

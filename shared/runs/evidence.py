@@ -153,15 +153,17 @@ def compare(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, the
     a, b = (scored[entry_name(paper, x)] for x in (ours, theirs))
     if not same_records(a, b):
         raise ValueError(f"{ours} and {theirs} were scored on different records: run both again on one data set")
-    if a.seeds != b.seeds and not set(a.seeds) & set(b.seeds):
+    if not paired(a, b, metric)[0]:
         raise ValueError(f"{ours} and {theirs} have no seed in common: {a.seeds} and {b.seeds}; run one of them again")
     return difference(*paired(a, b, metric), a.patients)
 
 
 def paired(a: Scored, b: Scored, metric: str) -> tuple[list[Metric], list[Metric]]:
-    """A metric of both, seed by seed of those that both have."""
+    """A metric of both, seed by seed of those that both have; without seeds (a score that no run made) as they are."""
+    if a.seeds == b.seeds:
+        return a.metric(metric), b.metric(metric)
     both = [seed for seed in a.seeds if seed in b.seeds]
-    ours, theirs = ([e.metric(metric)[e.seeds.index(s)] for s in both] if both else e.metric(metric) for e in (a, b))
+    ours, theirs = ([e.metric(metric)[e.seeds.index(seed)] for seed in both] for e in (a, b))
     return ours, theirs
 
 

@@ -24,7 +24,7 @@ def count(texts):
 class Scripted:
     """Writes what a function (request, stage, feedback, seed) says."""
 
-    name, prompt_version = "scripted", "1"
+    name, prompt_version, batched = "scripted", "1", True
 
     def __init__(self, say):
         self.say, self.calls = say, []
@@ -36,6 +36,7 @@ class Scripted:
 
     def write_impression(self, findings, requests, feedback, seeds):
         assert all(findings)
+        self.companies.append(tuple(r.id for r in requests))
         return [self._one(r, "impression", f, s) for r, f, s in zip(requests, feedback, seeds, strict=True)]
 
     def _one(self, request, stage, feedback, seed):

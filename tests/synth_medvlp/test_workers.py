@@ -73,7 +73,6 @@ def together(monkeypatch, folder, world, scripts):
     place, results = threading.local(), {}
     monkeypatch.setattr(writer, "worker", lambda: (place.rank, world))
     monkeypatch.setattr(writer, "POLL_S", 0.005)
-    monkeypatch.setattr(writer, "CHUNK", 4)
 
     def run(rank):
         place.rank = rank
@@ -91,7 +90,6 @@ def timeless(stats):
 
 
 def test_reports_do_not_depend_on_the_number_of_workers(monkeypatch, tmp_path):
-    monkeypatch.setattr(writer, "CHUNK", 4)
     alone = Scripted(erratic)
     whole, stats = write_reports(sampler(), N, alone, NER, CFG, tmp_path / "one")
     scripts = [Scripted(erratic) for _ in range(3)]
@@ -105,12 +103,11 @@ def test_reports_do_not_depend_on_the_number_of_workers(monkeypatch, tmp_path):
     assert asked[0] | asked[1] | asked[2] == {record["id"] for record in whole}
     assert not asked[0] & asked[1] and not asked[1] & asked[2] and all(asked)
     assert {c for script in scripts for c in script.companies} == set(alone.companies), "written in the same company"
-    assert max(len(ids) for ids in alone.companies) == 4
+    assert max(len(ids) for ids in alone.companies) == CFG.batch // writer.SHARES
 
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_workers_go_on_also_in_another_number(monkeypatch, tmp_path, after):
-    monkeypatch.setattr(writer, "CHUNK", 4)
     whole, _ = write_reports(sampler(), N, Scripted(erratic), NER, CFG, tmp_path / "one")
     manifest = (tmp_path / "one" / "manifest.jsonl").read_bytes().splitlines(True)
     folder = tmp_path / "cut"
@@ -119,12 +116,13 @@ def test_killed_workers_go_on_also_in_another_number(monkeypatch, tmp_path, afte
     (folder / "manifest.jsonl").write_bytes(b"".join(manifest[: 16 * after]) + manifest[16 * after][:30])
     (folder / "writer.json").write_bytes((tmp_path / "one" / "writer.json").read_bytes())
     batch = manifest[16 * after : 16 * (after + 1)]
+    share_of_1 = [line for i, line in enumerate(batch) if i // (16 // writer.SHARES) % 3 == 1]
     first, last = (json.loads(batch[i])["id"] for i in (0, -1))
-    (folder / f"share-{first}-{last}-1of3.jsonl").write_bytes(b"".join(batch[4:8]))
+    (folder / f"share-{first}-{last}-1of3.jsonl").write_bytes(b"".join(share_of_1))
     for world in (3, 2):
         scripts = [Scripted(erratic) for _ in range(world)]
         results = together(monkeypatch, folder, world, scripts)
         assert all(records == whole for records, _ in results.values())
         written = {call[0] for script in scripts for call in script.calls}
-        assert not written & {json.loads(line)["id"] for line in [*manifest[: 16 * after], *batch[4:8]]}
+        assert not written & {json.loads(line)["id"] for line in [*manifest[: 16 * after], *share_of_1]}
         assert bool(written) == (world == 3), "what three have finished two only read"
