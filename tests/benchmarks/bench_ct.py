@@ -157,8 +157,11 @@ def loading() -> Row:
 
 def whole_volume(patch: str) -> Row:
     """A file of 512x512x256 voxels through ArgusModel, forward."""
-    found = in_process("whole", patch)
-    name = f"argus: forward of a 512x512x256 file, ViT-B, patch {patch}, {found['tokens']:,} tokens, {found['where']}"
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = write_volumes(Path(folder) / "files", 1, (4, 4, 4))
+        found = in_process("whole", patch, str(file))
+    model = f"ViT-B, patch {patch}, narrow LLM"
+    name = f"argus: 512x512x256 file to logits, {model}, {found['tokens']:,} tokens, {found['where']}"
     rate = WHOLE[patch] / found["vit_s"] / 1e9
     parts = f"reading {found['read_s']:.1f} s, ViT {found['vit_s']:.1f} s ({rate:,.0f} GFLOP/s)"
     reference = f"{parts}; peak {found['peak_mb']:,.0f} MB"
@@ -174,9 +177,9 @@ def whole_training(patch: str) -> Row:
     return Row(name, found["seconds"], "s", reference)
 
 
-def in_process(what: str, which: str) -> dict:
+def in_process(what: str, *which: str) -> dict:
     """Seconds, peak_mb, tokens and where of `step`, `whole` or `train`, from a fresh process."""
-    command = [sys.executable, "-m", "tests.benchmarks.bench_ct", what, which]
+    command = [sys.executable, "-m", "tests.benchmarks.bench_ct", what, *which]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -210,7 +213,7 @@ def _step(compressor: str) -> dict:
     return {"seconds": seconds, "tokens": model.compressor.n_tokens}
 
 
-def _whole(patch: str) -> dict:
+def _whole(patch: str, file: str) -> dict:
     """From a NIfTI file to the logits of a prompt: ViT-B, pixel shuffle, a narrow LLM."""
     from argus.data import prompt_batch, train_tokenizer
     from argus.model import ArgusModel, ModelConfig
@@ -227,11 +230,9 @@ def _whole(patch: str) -> dict:
     model.encoder.register_forward_pre_hook(lambda *_: spent.update(begun=now(device)))
     model.encoder.register_forward_hook(lambda _, __, out: spent.update(ended=now(device), tokens=out[1].shape[1]))
     data = {"shape": WHOLE_SHAPE, "spacing_mm": None, "clip_hu": [-1000, 1000], "slice_only": False}
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = write_volumes(Path(folder) / "files", 1, (4, 4, 4))
-        start = time.perf_counter()
-        volume = torch.from_numpy(prepared_as(read(file), data).hu.astype(np.float32))[None, None] / HU
-        read_s = time.perf_counter() - start
+    start = time.perf_counter()
+    volume = torch.from_numpy(prepared_as(read(Path(file)), data).hu.astype(np.float32))[None, None] / HU
+    read_s = time.perf_counter() - start
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         for _ in range(2 if device == "cuda" else 1):  # the first pass on a GPU loads its kernels
             start = now(device)
@@ -274,6 +275,6 @@ def _train(patch: str) -> dict:
 
 
 if __name__ == "__main__":
-    measured = {"step": _step, "whole": _whole, "train": _train}[sys.argv[1]](sys.argv[2])
+    measured = {"step": _step, "whole": _whole, "train": _train}[sys.argv[1]](*sys.argv[2:])
     where = "GPU, bf16" if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     print(json.dumps(measured | {"peak_mb": _peak_mb(), "where": where}))

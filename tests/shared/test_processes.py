@@ -10,12 +10,27 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from threadpoolctl import threadpool_info
 from torch.nn import functional as F
 
-from shared.runs.processes import gather, rank, world
+from shared.runs.processes import gather, one_thread, rank, world
 
 ROOT = Path(__file__).resolve().parents[2]
 N = 3  # rows of each process
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_torch_and_numpy_compute_on_one_thread_inside():
+    torch.set_num_threads(2)
+    before = blas_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1 and blas_threads() == {1}
+    assert torch.get_num_threads() == 2 and blas_threads() == before
+    with one_thread(wanted=False):
+        assert torch.get_num_threads() == 2 and blas_threads() == before
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:

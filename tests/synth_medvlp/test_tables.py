@@ -12,7 +12,7 @@ from shared.metrics.classification import macro_auroc
 from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
 from shared.runs.evidence import Scored
 from synth_medvlp import figures, tables
-from synth_medvlp.classes import finding_behind, frequency, frequent_headline, share_of_finding
+from synth_medvlp.classes import correlations, finding_behind, frequency, frequent_headline, share_of_finding
 from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
 
 SHARES = {
@@ -57,6 +57,15 @@ def test_a_tier_without_generation_has_no_frequency(tmp_path):
     assert frequency(cfg) == SHARES
 
 
+def test_correlations_are_of_classes_with_a_finding_and_both_scores():
+    table = pd.DataFrame({"share": [0.1, 0.2, 0.3, None, 0.4], "said": [0.1, 0.0, 0.3, 0.0, None],
+                          "synthetic": [0.9, 0.8, 0.7, 0.1, 0.6], "real": [0.5, 0.5, 0.5, 0.9, 0.5]})  # fmt: skip
+    found = correlations(table)
+    assert found["share"] == (pytest.approx(-1.0), 4) and found["said"] == (pytest.approx(-0.5), 3)
+    table.loc[0, "real"] = np.nan
+    assert correlations(table)["share"][1] == 3
+
+
 def test_the_figure_of_classes_takes_unknown_shares(tmp_path):
     table = pd.DataFrame({"task": ["a"] * 3, "class": ["x", "normal", "y"], "share": [0.1, None, 0.2],
                           "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
@@ -88,6 +97,38 @@ def test_differences_are_absolute_and_relative_for_each_set_and_the_means():
         assert relative[0] == pytest.approx(100 * np.mean(np.subtract(a, b)) / np.mean(b))
         assert relative[1] < relative[0] < relative[2] and np.sign(absolute[0]) == np.sign(relative[0])
     assert tables.difference_table({"real@image": entry(1.0)}, facts)["rows"] == []
+
+
+def test_unequal_seeds_are_compared_over_those_that_both_have():
+    facts = {"runs": {"real/seed0": {"kinds": {"a": ["headline"]}}}}
+    scored = {
+        f"{name}@image": entry(level, seeds=5) for name, level in (("real", 1.0), ("synthetic", 0.5), ("mix", 2.0))
+    }
+    for of in scored.values():
+        of.seeds = [0, 1, 2, 3, 4]
+    whole = {row[0]: row[1:] for row in tables.regime_table(scored)["rows"]}["zero-shot, ConVIRT"]
+    scored["mix@image"].seeds = [0, 1, 2]
+    scored["mix@image"].scores = {m: of[:3] for m, of in scored["mix@image"].scores.items()}
+    some = {row[0]: row[1:] for row in tables.regime_table(scored)["rows"]}["zero-shot, ConVIRT"]
+    assert some[0] == whole[0] and some[1] != whole[1]
+    values = {n: [m.value for m in scored[f"{n}@image"].scores["auroc_headline"]][:3] for n in ("real", "mix")}
+    assert some[1][0] == pytest.approx(np.mean(np.subtract(values["mix"], values["real"])))
+    rows = {tuple(row[:2]): row[2] for row in tables.difference_table(scored, facts)["rows"]}
+    assert rows["mix − real", "headline mean"][0] == pytest.approx(some[1][0])
+    scored["mix@image"].seeds = [5, 6, 7]
+    assert not tables.comparable(scored, "mix@image", "real@image")
+
+
+def test_half_real_pairs_stand_beside_the_real_pairs_of_the_same_records():
+    scored = {f"{name}@image": entry(level) for name, level in (("real-image", 0.5), ("real-of-image", 1.0))}
+    table = tables.stage_table(scored)
+    rows = {row[0]: dict(zip(table["columns"][1:], row[1:], strict=True)) for row in table["rows"]}
+    values = {
+        n: [m.value for m in scored[f"{n}@image"].scores["auroc_headline"]] for n in ("real-image", "real-of-image")
+    }
+    mine, own = "real images, synthetic texts", "minus the real pairs of the same records"
+    assert rows[mine][own][0] == pytest.approx(np.mean(np.subtract(*values.values())))
+    assert rows["these real images, real texts"][own] is None
 
 
 def test_regimes_are_subtracted_pair_by_pair_under_every_protocol():
