@@ -9,7 +9,7 @@ import numpy as np
 from shared.metrics.scorecard import dumps
 from shared.runs.evidence import folder, run_folders
 from synth_medvlp import figures
-from synth_medvlp.classes import stated
+from synth_medvlp.classes import drawn, stated
 from synth_medvlp.config import Config, parse
 from synth_medvlp.evaluate import setup
 from synth_medvlp.generate import audited, funnel, images, real, reports, synthetic
@@ -23,15 +23,19 @@ from synth_medvlp.tables import REGIMES
 
 def keep_funnel(cfg: Config, experiments: list[str]) -> None:
     """Counts of every stage of this tier's generation, the tail of entities, the audit against what the simulator made,
-    and the share of real reports that state each class."""
+    and of each class the share of real reports that state it, and how well synthetic images show it."""
     if "synthetic" not in experiments:
         return
     run = run_folders(cfg, "synthetic", cfg.reproduce.seeds[0])[0]
     run_cfg = parse(["--config", str(run / "config.yaml")])
     for name, made in {"funnel": funnel, "tail": tail, "audit": audit_scores}.items():
         (folder(cfg) / f"{name}.json").write_text(dumps(made(run_cfg)))
-    classes = [c for task in json.loads((run / "metrics.json").read_text())["classes"].values() for c in task]
-    (folder(cfg) / "frequency.json").write_text(dumps(stated(run_cfg, sorted(set(classes)))))
+    of_task = json.loads((run / "metrics.json").read_text())["classes"]
+    classes = sorted({c for task in of_task.values() for c in task})
+    (folder(cfg) / "frequency.json").write_text(dumps(stated(run_cfg, classes)))
+    reader = run_folders(cfg, "real", cfg.reproduce.seeds[0])[0] / "checkpoint"
+    if reader.exists():
+        (folder(cfg) / "drawn.json").write_text(dumps(drawn(run_cfg, reader, classes)))
 
 
 def draw_sheets(cfg: Config, experiments: list[str]) -> None:

@@ -264,16 +264,21 @@ def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str,
 
 
 def class_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
-    """Every headline class: how often real training reports state it, two ways, and its AUROC after each regime."""
+    """Every headline class: how often real training reports state it, two ways, how well synthetic images show it, and
+    its AUROC after each regime."""
     columns = {"task": "data set", "class": "class", "share": "finding stated, share of reports"}
-    columns |= {"said": "words of the prompt stated"} | {name: f"AUROC, {label}" for label, name in REGIMES.items()}
+    columns |= {"said": "words of the prompt stated", "drawn": "AUROC of synthetic images, model of real pairs"}
+    columns |= {name: f"AUROC, {label}" for label, name in REGIMES.items()}
     table = {"id": "classes", "title": "Classes of the headline sets, ConVIRT, zero-shot", "rows": []}
     if not all(f"{name}@image" in scored for name in REGIMES.values()):
         return table
     found = per_class(cfg, facts, [*REGIMES.values()])
     cells = found[[*columns]].astype(object)
     related = [f"{rho:.2f} ({columns[of]}; {n} classes)" for of, (rho, n) in correlations(found).items()]
-    note = f"Spearman's correlation of the difference synthetic − real with the share: {', '.join(related)}."
+    note = (
+        f"Spearman's correlation of the difference synthetic − real with these: {', '.join(related)}. Synthetic images "
+    )
+    note += "are scored by the first seed of `real` against what the text they were drawn from affirms."
     rows = cells.where(cells.notna(), None).to_numpy().tolist()
     return table | {"columns": [*columns.values()], "rows": rows, "note": note}
 

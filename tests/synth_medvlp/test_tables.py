@@ -12,7 +12,7 @@ from shared.metrics.classification import macro_auroc
 from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
 from shared.runs.evidence import Scored
 from synth_medvlp import figures, tables
-from synth_medvlp.classes import correlations, finding_behind, frequency, frequent_headline, share_of_finding
+from synth_medvlp.classes import correlations, finding_behind, frequent_headline, kept, share_of_finding
 from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
 
 SHARES = {
@@ -51,15 +51,16 @@ def test_the_headline_of_frequent_classes_leaves_others_and_sets_outside_the_hea
 
 def test_a_tier_without_generation_has_no_frequency(tmp_path):
     cfg = SimpleNamespace(results=str(tmp_path), PAPER="synth_medvlp", tier="test")
-    assert frequency(cfg) == {}
+    assert kept(cfg, "frequency") == {}
     (tmp_path / "synth_medvlp/test").mkdir(parents=True)
     (tmp_path / "synth_medvlp/test/frequency.json").write_text(json.dumps(SHARES))
-    assert frequency(cfg) == SHARES
+    assert kept(cfg, "frequency") == SHARES
 
 
 def test_correlations_are_of_classes_with_a_finding_and_both_scores():
     table = pd.DataFrame({"share": [0.1, 0.2, 0.3, None, 0.4], "said": [0.1, 0.0, 0.3, 0.0, None],
-                          "synthetic": [0.9, 0.8, 0.7, 0.1, 0.6], "real": [0.5, 0.5, 0.5, 0.9, 0.5]})  # fmt: skip
+                          "drawn": [0.5, 0.6, 0.7, 0.8, 0.9], "synthetic": [0.9, 0.8, 0.7, 0.1, 0.6],
+                          "real": [0.5, 0.5, 0.5, 0.9, 0.5]})  # fmt: skip
     found = correlations(table)
     assert found["share"] == (pytest.approx(-1.0), 4) and found["said"] == (pytest.approx(-0.5), 3)
     table.loc[0, "real"] = np.nan
