@@ -1,6 +1,7 @@
 """What stands in the tables beside the claims: frequent classes, differences, constant maps, means over sets."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,10 @@ from sklearn.metrics import roc_auc_score
 from shared.metrics.classification import macro_auroc
 from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
 from shared.runs.evidence import Scored
-from synth_medvlp import figures, tables
+from synth_medvlp import classes, figures, tables
 from synth_medvlp.classes import correlations, finding_behind, frequent_headline, kept, share_of_finding
+from synth_medvlp.config import Config
+from synth_medvlp.pairs import Pairs
 from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
 
 SHARES = {
@@ -55,6 +58,20 @@ def test_a_tier_without_generation_has_no_frequency(tmp_path):
     (tmp_path / "synth_medvlp/test").mkdir(parents=True)
     (tmp_path / "synth_medvlp/test/frequency.json").write_text(json.dumps(SHARES))
     assert kept(cfg, "frequency") == SHARES
+
+
+def test_images_are_scored_against_what_their_texts_affirm(monkeypatch):
+    said = ["Mild pulmonary edema.", "No edema.", "Consolidation.", "Faint infiltrate."] * 10
+    images = np.zeros((40, 4, 4), np.uint8)
+    images[::4] = 200  # edema is drawn, consolidation is not
+    pairs = Pairs(images, pd.DataFrame({"impression": said}), {})
+    model = SimpleNamespace(pixels=lambda x: x.float(), scores=lambda x, texts: x.mean((1, 2))[:, None].expand(-1, 4))
+    monkeypatch.setattr(classes, "synthetic", lambda cfg: pairs)
+    monkeypatch.setattr(classes, "load", lambda checkpoint: model)
+    found = classes.drawn(Config(), Path("-"), ["Edema", "Consolidation", "Infiltration", "Hernia"])
+    assert found["Edema"] == 1.0 and "Hernia" not in found, "no text affirms one"
+    truth = [text.startswith(("Cons", "Faint")) for text in said]  # two names of one finding
+    assert found["Consolidation"] == found["Infiltration"] == roc_auc_score(truth, images.mean((1, 2)))
 
 
 def test_correlations_are_of_classes_with_a_finding_and_both_scores():
