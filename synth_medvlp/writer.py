@@ -276,7 +276,7 @@ def _counter(cfg: WriterConfig) -> Callable[[list[str]], list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(cfg.prompt_tokenizer)
-    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    return lambda texts: [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]  # too long ones are counted
 
 
 # --- statistics ---
