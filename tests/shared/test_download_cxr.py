@@ -15,7 +15,7 @@ import pytest
 from cxr_trees import film, save, write_csv, write_nih, write_rural
 from download_server import BIG
 
-from shared import archives, fetch, github
+from shared import archives, fetch, fetchers, github
 from shared import download as dl
 from shared.download import DownloadError, check, download
 from shared.releases import NIH_LINKS, RELEASES
@@ -246,7 +246,7 @@ def test_archives_are_unpacked_and_the_tables_are_left_to_the_user(nih, tmp_path
     assert "complete: 24 of 24 .png files" in printed and "12 of 12 archives read to their ends" in printed
     last = printed.splitlines()[-1]
     assert "by hand" in last and "Data_Entry_2017_v2020.csv" in last and "https://nihcc.app.box.com/" in last
-    journal = (tmp_path / "nih-cxr" / dl.VERIFIED).read_text()
+    journal = (tmp_path / "nih-cxr" / fetchers.VERIFIED).read_text()
     for k, link in enumerate(NIH_LINKS, 1):
         assert f"{hashlib.sha256(nih.files[link]).hexdigest()}\t" in journal and f"\timages_{k:03d}\n" in journal
     nih.requests.clear()
@@ -337,7 +337,7 @@ def test_cut_archive_continues_where_it_was_cut(one, tmp_path):
     assert one.served[NIH_LINKS[0]] == len(one.files[NIH_LINKS[0]])
 
 
-@pytest.mark.parametrize("owner, step", [(tarfile.TarFile, "extract"), (dl, "sha256_of"), (os, "replace")])
+@pytest.mark.parametrize("owner, step", [(tarfile.TarFile, "extract"), (fetchers, "sha256_of"), (os, "replace")])
 def test_kill_while_unpacking_leaves_nothing_half(one, tmp_path, monkeypatch, owner, step):
     with monkeypatch.context() as patched:
         patched.setattr(owner, step, killed)
