@@ -210,7 +210,8 @@ def _batch(
     shares = [path.parent / f"share-{requests[0].id}-{requests[-1].id}-{i}of{world}.jsonl" for i in range(1, world)]
     if rank:
         share = shares[rank - 1]
-        if not share.exists():  # left by a run that was killed
+        # A share may be left by a run that was killed, and be taken over, then removed, before this worker looks.
+        if not share.exists() and len(_read(path, size)) < len(requests):
             share.with_suffix(".tmp").write_bytes(written(chunks[rank::world]))
             share.with_suffix(".tmp").replace(share)
         while len(lines := _read(path, size)) < len(requests):

@@ -106,6 +106,16 @@ def test_reports_do_not_depend_on_the_number_of_workers(monkeypatch, tmp_path):
     assert max(len(ids) for ids in alone.companies) == CFG.batch // writer.SHARES
 
 
+def test_a_batch_that_was_put_together_meanwhile_is_only_read(monkeypatch, tmp_path):
+    write_reports(sampler(), N, Scripted(erratic), NER, CFG, tmp_path)
+    lines = (tmp_path / "manifest.jsonl").read_bytes().splitlines(True)
+    size = sum(len(line) for line in lines[:16])
+    requests = [SimpleNamespace(id=json.loads(line)["id"]) for line in lines[16:32]]
+    monkeypatch.setattr(writer, "worker", lambda: (1, 3))
+    found = writer._batch(tmp_path / "manifest.jsonl", size, requests, lambda some: pytest.fail("written again"), True)
+    assert found == lines[16:32] and not list(tmp_path.glob("share-*"))
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_workers_go_on_also_in_another_number(monkeypatch, tmp_path, after):
     whole, _ = write_reports(sampler(), N, Scripted(erratic), NER, CFG, tmp_path / "one")
