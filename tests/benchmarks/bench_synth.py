@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from shared.metrics.benchmark import Row
 from synth_medvlp import simulate
 from synth_medvlp.config import Config, parse
-from synth_medvlp.data import Collator, PairDataset
+from synth_medvlp.data import Collator, PairDataset, sentences_of
 from synth_medvlp.datasets import read_image
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.diffusion import Generator
@@ -207,8 +207,9 @@ def timed(make_them: Callable, batch: int) -> tuple[float, Sequence]:
 
 def loading(cfg: Config) -> Row:
     """A training step of the laptop tier against the reading of its batch: loading must not be the bottleneck."""
-    data = PairDataset([real(cfg)], [None], cfg.data, 0)
-    model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, data.vocabulary())).train()
+    pairs = real(cfg)
+    data = PairDataset([pairs], [None], cfg.data, 0)
+    model = VlpModel.build(cfg.model, tokeniser_of(cfg.model.text, sentences_of(pairs))).train()
     collate = Collator(model.tokeniser, cfg.data.augment, cfg.model.image.normalise)
     read = lambda rows: collate([data[i] for i in rows])  # noqa: E731
     return against_reading("synth", model, read, range(cfg.train.micro_batch), cfg.train.bf16)

@@ -19,6 +19,7 @@ from synth_medvlp.prep import prepare
 from synth_medvlp.screening import NO, QUESTIONS, YES
 from synth_medvlp.stage_evidence import audit_scores, scores, tail
 from synth_medvlp.text import report_sentences
+from tests.benchmarks.bench_synth import loading
 
 OPTIONS = ("--config", "synth_medvlp/configs/smoke.yaml", "--writer.backend=template", "--image.checkpoint=oracle",
            "--data.n_synthetic=12", "--data.simulate.n_patients=40")  # fmt: skip
@@ -240,3 +241,8 @@ def test_a_stage_made_by_other_code_is_another_folder(monkeypatch):
     monkeypatch.setattr(generate, "CODE", {stage: files[:-1] for stage, files in generate.CODE.items()})
     after = {stage: generate.stage_folder(stage, "same") for stage in before}
     assert {stage for stage in before if before[stage] == after[stage]} == {"pairs"}, "made of what it is given alone"
+
+
+def test_the_benchmark_times_a_step_against_its_reading():
+    row = loading(config(regime="real"))
+    assert row.value > 0 and row.ratio > 0 and "ms to read it" in row.reference
