@@ -213,8 +213,12 @@ def _step(compressor: str) -> dict:
     return {"seconds": seconds, "tokens": model.compressor.n_tokens}
 
 
-def _whole(patch: str, file: str) -> dict:
-    """From a NIfTI file to the logits of a prompt: ViT-B, pixel shuffle, a narrow LLM."""
+def _whole(patch: str, file: str = "") -> dict:
+    """From a NIfTI file (one of its own, where none is named) to the logits of a prompt: ViT-B, pixel shuffle, a narrow
+    LLM."""
+    if not file:
+        with tempfile.TemporaryDirectory() as folder:
+            return _whole(patch, str(write_volumes(Path(folder) / "files", 1, (4, 4, 4))[0]))
     from argus.data import prompt_batch, train_tokenizer
     from argus.model import ArgusModel, ModelConfig
     from argus.predict import prepared_as, read
