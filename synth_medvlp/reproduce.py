@@ -17,6 +17,7 @@ from synth_medvlp.prep import prepare, prepare_tasks
 CONTROLS = tuple(f"image~{c}" for c in ("zeroed", "shuffled", "prompts", "prior", "val"))
 PROMPTS = tuple(f"image+{p}" for p in ("name", "description", "findings", "pair"))
 REGIMES = ("real", "synthetic", "mix")
+BY_TIER = ("longer-", "slower-", "faster-")  # experiments whose settings a tier has to name
 
 
 def regime(name: str, *inputs: str, **overrides) -> Experiment:
@@ -50,8 +51,14 @@ EXPERIMENTS = {
     # what else could explain a difference: cleaning, size, more steps, negatives that can be told by their source
     "clean": regime("clean"),
     "size-matched": regime("real"),  # as many pairs as synthetic ones: `keys` below
+    "clean-epochs": regime("clean", **{"train.steps": 0}),
+    "synthetic-epochs": regime("synthetic", **{"train.steps": 0}),
     "mix-epochs": regime("mix", **{"train.steps": 0}),
     "mix-by-source": regime("mix", **{"data.by_source": True}),
+    # is the baseline trained as well as it can be? The tier's `reproduce.overrides` says how many updates, which rates
+    **three("longer"),
+    "slower-real": regime("real"),
+    "faster-real": regime("real"),
     # the set drawn anew, stages left out, halves of a pair, another generator
     "redrawn": regime("synthetic", **{"sampler.seed": 1, "image.seed": 1}),
     "random-sampling": regime("synthetic", **{"sampler.balanced": False}),
@@ -89,6 +96,14 @@ class SynthMedVlp(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "image"
+
+    def cannot_run(self, cfg: Config, name: str) -> str | None:
+        unnamed = [prefix for prefix in BY_TIER if name.startswith(prefix) and prefix not in cfg.reproduce.overrides]
+        return (
+            f"reproduce.overrides of this tier says nothing of {unnamed[0]}"
+            if unnamed
+            else super().cannot_run(cfg, name)
+        )
 
     def keys(self, cfg: Config, name: str) -> dict:
         return {"data.n": cfg.data.n_synthetic} if name == "size-matched" else {}

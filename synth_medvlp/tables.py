@@ -22,10 +22,12 @@ REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synth
 METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
 METHODS |= {f"GLoRIA, {label}": f"gloria-{name}" for label, name in REGIMES.items()}
 METHODS |= {f"ConVIRT as in MGCA, {label}": f"mgca-{name}" for label, name in REGIMES.items()}
+METHODS |= {f"ConVIRT, {label}, longer": f"longer-{name}" for label, name in REGIMES.items()}
 METHODS |= {"ConVIRT, untrained": "random-init"}
 METHODS |= {f"ConVIRT, {label}; splits and labels as published": f"published-{name}" for label, name in REGIMES.items()}
 STAGES = {
     "synthetic pairs": "synthetic",
+    "synthetic pairs, equal epochs": "synthetic-epochs",
     "synthetic pairs, drawn anew": "redrawn",
     "entities drawn by their frequency": "random-sampling",
     "no cap on a string's uses": "no-cap",
@@ -41,7 +43,10 @@ STAGES = {
     "these real images, real texts": "real-of-image",
     "another pair's report": "shuffled-pairs",
     "real pairs": "real",
+    "real pairs, half the learning rate": "slower-real",
+    "real pairs, twice the learning rate": "faster-real",
     "real pairs, cleaned by the audit": "clean",
+    "real pairs, cleaned, equal epochs": "clean-epochs",
     "real pairs, as many as synthetic ones": "size-matched",
     "real pairs, frozen random text encoder": "random-text",
     "real and synthetic, equal steps": "mix",
@@ -162,6 +167,7 @@ def _gain(item_weights: np.ndarray, a: Statistic, b: Statistic, base: Statistic)
 def protocols(scored: dict[str, Scored]) -> dict[str, tuple[str, str]]:
     """Protocol in words -> metric, and key of `score_all` with {} for the regime."""
     zero_shot = {"ConVIRT": "", "GLoRIA": "gloria-", "ConVIRT as in MGCA": "mgca-"}
+    zero_shot |= {"ConVIRT, longer": "longer-"}
     zero_shot |= {"ConVIRT, splits and labels as published": "published-"}
     zero_shot |= {f"ConVIRT, {label}": f"{prefix}-" for prefix, label in WORLDS.items() if prefix}
     found = {f"zero-shot, {label}": (HEADLINE, f"{prefix}{{}}@image") for label, prefix in zero_shot.items()}
