@@ -1,11 +1,14 @@
 """Classes of the test sets against the training reports: how often these state the finding behind a class.
 
 `frequency.json` of a results folder holds what `stated` counts, class -> share of real training reports; `drawn.json`
-how well the synthetic images show what they were asked for, in the eyes of a model of real pairs.
+how often synthetic reports say it, and how well a model of real pairs sees it in their images and in the simulator's
+images of the same texts, which are what could be seen.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from shared.metrics.six_tasks import FREQUENT, items_of, restrict, six_task_auro
 from shared.runs.evidence import folder, read_predictions, seeds_of
 from shared.runs.tasks import read_labels
 from synth_medvlp.config import Config
+from synth_medvlp.diffusion import generator
 from synth_medvlp.downstream import HEADLINE
 from synth_medvlp.entities import ner, norm
 from synth_medvlp.findings import KINDS, Finding
@@ -47,25 +51,29 @@ def affirms(cfg: Config, texts: list[str], classes: Sequence[str]) -> dict[str, 
 
 
 @torch.inference_mode()
-def drawn(cfg: Config, checkpoint: Path, classes: list[str], least: int = 10) -> dict[str, float]:
-    """Class -> AUROC of the synthetic images under its prompt, by the model of `checkpoint`, against whether the text
-    that an image was drawn from affirms the finding, by whichever of its names. Classes with fewer than `least` of
-    either are left out."""
-    pairs, model, behind = synthetic(cfg), load(checkpoint), finding_behind()
-    says = affirms(cfg, pairs.table.impression.tolist(), classes)
-    texts = class_texts(classes, cfg.eval.prompts)
-    batches = (torch.from_numpy(np.array(pairs.images[i : i + 256])) for i in range(0, len(pairs), 256))
-    scores = torch.cat([model.scores(model.pixels(images), texts) for images in batches])
-    found = {}
-    for c, column in zip(classes, scores.float().T.numpy(), strict=True):
-        same = [says[other] for other in classes if behind.get(other, other) == behind.get(c, c)]
-        asked = np.any(same, axis=0)
-        if least <= asked.sum() <= len(asked) - least:
-            found[c] = float(auroc_per_class(asked[:, None].astype(int), column[:, None])[0])
+def drawn(cfg: Config, checkpoint: Path, classes: list[str], least: int = 10) -> dict[str, dict[str, float]]:
+    """Class -> said: share of the prompts of the synthetic images that affirm its plain name; shown, possible: AUROC
+    of these images, and of the simulator's for the same prompts, under the class's prompt by the model of `checkpoint`
+    against that. Classes with fewer than `least` of either are left out; `possible` is of simulated data only."""
+    pairs, model = synthetic(cfg), load(checkpoint)
+    prompts = pairs.table.impression.tolist()
+    sides = {"shown": pairs.images}
+    if cfg.data.simulate:
+        seeds = list(range(len(prompts)))
+        sides["possible"] = generator(replace(cfg.image, checkpoint="oracle"), cfg.data.size_px)(prompts, seeds)[0]
+    says, texts = affirms(cfg, prompts, classes), class_texts(classes, cfg.eval.prompts)
+    usual = {c: asked for c, asked in says.items() if least <= asked.sum() <= len(asked) - least}
+    found = {c: {"said": float(asked.mean())} for c, asked in usual.items()}
+    for side, images in sides.items():
+        batches = (torch.from_numpy(np.array(images[i : i + 256])) for i in range(0, len(images), 256))
+        scores = torch.cat([model.scores(model.pixels(batch), texts) for batch in batches]).float().numpy()
+        for c, asked in usual.items():
+            column = scores[:, classes.index(c), None]
+            found[c][side] = float(auroc_per_class(asked[:, None].astype(int), column)[0])
     return found
 
 
-def kept(cfg: Config, name: str) -> dict[str, float]:
+def kept(cfg: Config, name: str) -> dict:
     """`frequency` or `drawn` of this tier, as it was kept with the results; {} where nothing was generated."""
     file = folder(cfg) / f"{name}.json"
     return json.loads(file.read_text()) if file.exists() else {}
@@ -114,10 +122,11 @@ def frequent_headline(rows: pd.DataFrame, labels: pd.DataFrame, run: Mapping) ->
 
 
 def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
-    """task, class, share of real reports that state its finding, said: share that hold the words of its prompt, drawn:
-    of `drawn`, and the AUROC of each of the experiments `names` (mean over seeds)."""
-    shares, shown, found = kept(cfg, "frequency"), kept(cfg, "drawn"), {}
-    behind = share_of_finding(shares)
+    """task, class, positives of the test part, share of real reports that state its finding, said: share that hold the
+    words of its prompt, said_synthetic, shown, possible: of `drawn`, and the AUROC of each of the experiments `names`
+    (mean over seeds)."""
+    shares, made, found = kept(cfg, "frequency"), kept(cfg, "drawn"), {}
+    behind, positives = share_of_finding(shares), {}
     for name in names:
         values: dict[tuple, list[float]] = {}
         for seed in seeds_of(facts, name):
@@ -128,19 +137,29 @@ def per_class(cfg: Config, facts: dict, names: Sequence[str]) -> pd.DataFrame:
                 if run["kinds"][task][0] == HEADLINE:
                     for label, auroc in zip(run["classes"][task], auroc_per_class(y, s), strict=True):
                         values.setdefault((task, label), []).append(float(auroc))
+                    positives |= {(task, c): int((y[:, k] == 1).sum()) for k, c in enumerate(run["classes"][task])}
         for key, seeds in values.items():
             found.setdefault(key, {})[name] = float(np.mean(seeds))
-    of_class = {c: {"share": behind.get(c), "said": shares.get(c), "drawn": shown.get(c)} for _, c in found}
-    return pd.DataFrame([{"task": t, "class": c} | of_class[c] | v for (t, c), v in found.items()])
+    rows = []
+    for (task, c), scores in found.items():
+        of = made.get(c, {})
+        known = {"share": behind.get(c), "said": shares.get(c), "said_synthetic": of.get("said")}
+        known |= {"shown": of.get("shown"), "possible": of.get("possible")}
+        rows.append({"task": task, "class": c, "positives": positives[task, c]} | known | scores)
+    return pd.DataFrame(rows)
 
 
-def correlations(table: pd.DataFrame) -> dict[str, tuple[float, int]]:
-    """share, said, drawn -> Spearman's correlation with AUROC after synthetic minus after real pairs, and the number of
-    classes that have both."""
-    found = {}
+def correlations(table: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
+    """share, said, shown -> Spearman's correlation with AUROC after synthetic minus after real pairs, its p value, and
+    the number of findings that have both: classes of one finding, which are not independent, are averaged."""
+    behind, found = finding_behind(), {}
     table = table[table.share.notna() & table[["synthetic", "real"]].notna().all(axis=1)]  # not "normal"
-    for column in ("share", "said", "drawn"):
-        known = table[table[column].notna()]
-        rho = spearmanr(known[column].astype(float), known.synthetic - known.real).statistic
-        found[column] = float(rho), len(known)
+    for column in ("share", "said", "shown"):
+        values: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for row in table[table[column].notna()].to_dict("records"):
+            label = row["class"]
+            finding = behind.get(label) or behind.get(label.lower(), label)
+            values[finding].append((float(row[column]), row["synthetic"] - row["real"]))
+        related = spearmanr(np.array([np.mean(of, axis=0) for of in values.values()]).reshape(-1, 2))
+        found[column] = float(related.statistic), float(related.pvalue), len(values)
     return found

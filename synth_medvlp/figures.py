@@ -15,11 +15,14 @@ _OUTLINE = "#ffbe28"
 def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) -> None:
     """AUROC of each class against how often real training reports state its finding.
 
-    table: task, class, share (0..1, NaN or None = unknown) and one column per regime. regimes: label -> column.
+    table: task, class, positives, share (0..1, NaN or None = unknown) and one column per regime. regimes: label ->
+    column.
     """
     table = table.assign(share=pd.to_numeric(table.share)).sort_values(["share", "task", "class"], kind="stable")
     names = [f"{c.replace('_', ' ')} ({t})" for c, t in zip(table["class"], table.task, strict=True)]
-    shares = ["" if np.isnan(s) else f"{s:.1%}" for s in table.share]
+    shares = [
+        ("" if np.isnan(s) else f"{s:.1%}") + f"  n={n}" for s, n in zip(table.share, table.positives, strict=True)
+    ]
     y = np.arange(len(table))
     fig = Figure(figsize=(7.6, 0.24 * len(table) + 1.3), dpi=DPI, layout="constrained")
     ax = fig.add_subplot()
@@ -32,7 +35,7 @@ def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) ->
     ax.set_yticks(y, [f"{n}  {s}" for n, s in zip(names, shares, strict=True)], fontsize=7)
     ax.set(
         xlabel="AUROC, zero-shot",
-        title="Classes, the finding that the fewest training reports state first (share of reports)",
+        title="Classes, the finding that the fewest training reports state first (share of reports; n test positives)",
     )
     ax.title.set_fontsize(9)
     ax.spines[["top", "right"]].set_visible(False)

@@ -33,7 +33,7 @@ from synth_medvlp.diffusion import generator
 from synth_medvlp.entities import Pool, mine, ner
 from synth_medvlp.image_check import check_images
 from synth_medvlp.journal import worker
-from synth_medvlp.pairs import Pairs, read_pairs, write_pairs
+from synth_medvlp.pairs import Pairs, read_pairs, verify, write_pairs
 from synth_medvlp.real import frontal_pairs
 from synth_medvlp.sampler import OwnEntities, Sampler
 from synth_medvlp.screening import Screener, features, screen, screener
@@ -41,13 +41,14 @@ from synth_medvlp.trees import tree
 from synth_medvlp.writer import make, write_reports
 
 # Files of this package that decide what a stage makes, beside what they are given.
-_NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "entities.py")
+_NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "ner_model.py", "entities.py")
 CODE = {
     "real": ("real.py", "pairs.py", "datasets/reading.py", "datasets/mimic_cxr_jpg.py"),
     "audit": ("screening.py", "audit.py", "quality.py", "mllm.py"),
     "pool": _NER,
     "reports": (*_NER, "sampler.py", "writer.py", "backends.py"),
     "images": ("diffusion.py", "oracle.py", "image_check.py"),
+    "pairs": ("packing.py",),
 }
 
 
@@ -75,6 +76,7 @@ def real(cfg: Config) -> Pairs:
     folder = stage_folder("real", root.name, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
     with locked(folder / "lock"):
         pairs = frontal_pairs(root, folder, cfg.data.size_px, cfg.data.geometry, cfg.data.split)
+    _verify_once(folder)
     keep_stats(folder, pairs.meta["made_from"]["stats"])
     return pairs
 
@@ -177,10 +179,20 @@ def synthetic(cfg: Config) -> Pairs:
         kind = SET_OF.get(cfg.data.regime, cfg.data.regime)
         made = {"real_text": _real_text, "real_image": _real_image}.get(kind, _generated)(cfg)
         _MADE[asked] = stage_folder_of(made)
+        _verify_once(_MADE[asked])
     return read_pairs(_MADE[asked])
 
 
-_MADE: dict[str, Path] = {}  # of this process, whose runs follow each other: all stages are read again only once
+# Of this process, whose runs follow each other: all stages are read again, and all sums are checked, only once.
+_MADE: dict[str, Path] = {}
+_VERIFIED: set[Path] = set()
+
+
+def _verify_once(folder: Path) -> None:
+    """ValueError where a file of packed pairs is not the one that was written: its hash names the data of a run."""
+    if folder not in _VERIFIED:
+        verify(folder)
+        _VERIFIED.add(folder)
 
 
 def set_of(cfg: Config) -> str:
@@ -194,6 +206,8 @@ def set_of(cfg: Config) -> str:
 def _generated(cfg: Config) -> Pairs:
     records, _ = reports(cfg)
     accepted = [r for r in records if r["status"] == "accepted"]
+    if not accepted:
+        raise ValueError(f"none of {len(records)} reports passed the check: look at stats.json of stage reports")
     pictures, drawn, _ = images(cfg, [r["impression"] for r in accepted])
     table = pd.DataFrame({
         "id": [f"syn{r['id']}" for r in accepted], "findings": [r["findings"] for r in accepted],

@@ -48,11 +48,10 @@ def check_images(prompts: Sequence[str], seeds: Sequence[int], generator: Made, 
     journal = Journal(folder, "manifest", identity)
     known = journal.done()
     check = _Check(generator, screener, bad_features, cfg, rule, threshold)
-    for chunk in journal.mine(-(-len(prompts) // cfg.batch)):
-        items = range(chunk * cfg.batch, min((chunk + 1) * cfg.batch, len(prompts)))
-        name = f"images-{chunk:06d}.npy"
-        if all(i in known for i in items):
-            continue
+    items_of = [range(i, min(i + cfg.batch, len(prompts))) for i in range(0, len(prompts), cfg.batch)]
+    todo = [chunk for chunk in journal.mine(len(items_of)) if not all(i in known for i in items_of[chunk])]
+    for chunk in journal.shown(todo, "images"):
+        items, name = items_of[chunk], f"images-{chunk:06d}.npy"
         images, records = check.chunk([prompts[i] for i in items], [seeds[i] for i in items])
         save_array(Path(folder) / name, images)
         lines = [{"item": i, **record, "file": name, "row": row}

@@ -8,7 +8,10 @@ some workers left unfinished another number of them ends.
 import json
 import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from rich.progress import track
 
 POLL_S = 0.5
 
@@ -16,6 +19,11 @@ POLL_S = 0.5
 def worker() -> tuple[int, int]:
     """(number of this process, how many there are)."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def shows_progress() -> bool:
+    """Of several processes the first has a progress bar, where somebody looks at it."""
+    return worker()[0] == 0 and os.isatty(2)
 
 
 class Journal:
@@ -43,6 +51,10 @@ class Journal:
     def mine(self, n: int) -> list[int]:
         """Items of this worker, done or not."""
         return list(range(self.rank, n, self.world))
+
+    def shown(self, work: Sequence[int], what: str) -> Iterable[int]:
+        """The same work, with a progress bar of the first worker's part on a terminal."""
+        return track(work, what, disable=not work or not shows_progress())
 
     def add(self, entries: list[dict]) -> None:
         self._write(entries)

@@ -8,8 +8,10 @@ and at the end of the sentence.
 from collections.abc import Sequence
 
 import torch
+from rich.progress import track
 
 from shared.runs.evaluation import device as own_device
+from synth_medvlp.journal import shows_progress
 from synth_medvlp.lexicon import TYPES, Mention, sentences
 
 MAX_TOKENS = 512
@@ -42,7 +44,8 @@ class ModelNer:
         places = [(t, offset, s) for t, text in enumerate(texts) for offset, s in sentences(text)]
         places.sort(key=lambda place: len(place[2]))  # alike in length, little padding
         out: list[list[Mention]] = [[] for _ in texts]
-        for i in range(0, len(places), self.batch):
+        starts = range(0, len(places), self.batch)
+        for i in track(starts, "entities", disable=len(starts) < 100 or not shows_progress()):
             part = places[i : i + self.batch]
             for (t, offset, _), spans in zip(part, self._read([s for _, _, s in part]), strict=True):
                 for kind, start, end in spans:

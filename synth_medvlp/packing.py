@@ -1,16 +1,20 @@
 """What the packed synthetic set is like (reference: S7), and the funnel from requests to pairs."""
 
-from collections import Counter
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
 
-from synth_medvlp.entities import CLINICAL, RULES, Ner, Pool, entities, gini
+from synth_medvlp.entities import CLINICAL, RULES, TYPES, Ner, Pool, entities, gini
 from synth_medvlp.pairs import Pairs
 from synth_medvlp.sampler import head_of
 from synth_medvlp.screening import Screener
 
 _BLOCK = 2048
+_SHOWN = 8  # of the images that are nearest to a real one
 
 
 def fingerprint(images: np.ndarray) -> str:
@@ -20,8 +24,9 @@ def fingerprint(images: np.ndarray) -> str:
 def statistics(pairs: Pairs, real: Pairs, pool: Pool, ner: Ner, screener: Screener) -> dict:
     """Entities against the real pool (KL, Gini), repeated texts, and how near each image is to a real training image.
 
-    nearest_real: quantiles of the largest cosine of an image to a real one; nearest_real_of_real: the same of real
-    images to those of other patients, which is what memorisation would have to exceed.
+    near_duplicates: reports as `near_duplicates` has them. nearest_real: quantiles of the largest cosine of an image to
+    a real one; nearest_real_of_real: the same of real images to those of other patients, which is what memorisation
+    would have to exceed; nearest_rows: (row, real row) of the images that are nearest to a real one.
     """
     texts = (pairs.table.findings + " " + pairs.table.impression).tolist()
     used: Counter = Counter()
@@ -29,26 +34,53 @@ def statistics(pairs: Pairs, real: Pairs, pool: Pool, ner: Ner, screener: Screen
         used.update(entities(mentions))
     stats: dict = {"pairs": len(pairs), "repeated_texts": len(texts) - len(set(texts))}
     stats["repeated_prompts"] = int(pairs.table.impression.duplicated().sum())
-    for kind in CLINICAL:
+    stats["near_duplicates"] = int(near_duplicates(texts).sum())
+    for kind in TYPES:
         names = sorted(set(pool.get(kind, ())) | {name for name, k in used if k == kind})
         ours, theirs = np.array([used[n, kind] for n in names]), np.array([pool[kind][n] for n in names])
         stats[kind] = {"kl_from_real": _kl(ours, theirs), "gini": gini(ours), "gini_real": gini(theirs)}
     mine, others = screener.features(np.asarray(pairs.images)), screener.features(np.asarray(real.images))
-    stats["nearest_real"] = _quantiles(nearest(mine, others))
+    cosines, rows = nearest(mine, others)
+    stats["nearest_real"] = _quantiles(cosines)
     patients = real.table.patient.to_numpy()
-    stats["nearest_real_of_real"] = _quantiles(nearest(others, others, patients, patients))
+    stats["nearest_real_of_real"] = _quantiles(nearest(others, others, patients, patients)[0])
+    stats["nearest_rows"] = [[int(i), int(rows[i])] for i in np.argsort(-cosines, kind="stable")[:_SHOWN]]
     return stats
 
 
-def nearest(a: np.ndarray, b: np.ndarray, a_of: np.ndarray | None = None, b_of: np.ndarray | None = None) -> np.ndarray:
-    """Largest cosine of each row of a to a row of b (both L2-normalised), of another patient where those are given."""
-    found = []
+def near_duplicates(texts: Sequence[str], n: int = 5, least: float = 0.8) -> np.ndarray:
+    """bool [len(texts)]: texts that another comes before whose n-grams of words overlap by at least this Jaccard index.
+
+    Exact, without comparing all pairs: two sets as alike as that share one of their rarest grams, |x| - ceil(least |x|)
+    + 1 of each, so only texts that meet there are compared (prefix filtering). Shorter texts are one gram.
+    """
+    words = [re.findall(r"[a-z0-9]+", text.lower()) for text in texts]
+    sets = [{tuple(w[i : i + n]) for i in range(max(len(w) - n, 0) + 1)} for w in words]
+    often = Counter(gram for grams in sets for gram in grams)
+    met: dict[tuple, list[int]] = defaultdict(list)
+    found = np.zeros(len(texts), bool)
+    for i, grams in enumerate(sets):
+        rare = sorted(grams, key=lambda gram: (often[gram], gram))[: len(grams) - math.ceil(least * len(grams)) + 1]
+        others = {j for gram in rare for j in met[gram]}
+        found[i] = any(len(grams & sets[j]) >= least * len(grams | sets[j]) for j in others)
+        for gram in rare:
+            met[gram].append(i)
+    return found
+
+
+def nearest(
+    a: np.ndarray, b: np.ndarray, a_of: np.ndarray | None = None, b_of: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest cosine of each row of a to a row of b (both L2-normalised), of another patient where those are given, and
+    which row of b that is."""
+    found, rows = [], []
     for start in range(0, len(a), _BLOCK):
         block = a[start : start + _BLOCK] @ b.T
         if a_of is not None:
             block[a_of[start : start + _BLOCK, None] == b_of[None]] = -1
         found.append(block.max(1))
-    return np.concatenate(found)
+        rows.append(block.argmax(1))
+    return np.concatenate(found), np.concatenate(rows)
 
 
 def failed_by_finding(checks: list[dict], ner: Ner, least: int = 30) -> list[tuple[str, int, float]]:
@@ -69,7 +101,7 @@ def _kl(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    return {f"{q:g}": float(np.quantile(values, q)) for q in (0.05, 0.5, 0.95, 0.99)}
+    return {f"{q:g}": float(np.quantile(values, q)) for q in (0.05, 0.5, 0.95, 0.99, 1)}
 
 
 # Keys of the writer's statistics -> what they are called.
@@ -161,7 +193,9 @@ def _image_rows(image: dict, failed: list[tuple[str, int, float]], s7: dict) -> 
     rows += [["S6", f"first images that fail, of {n} prompts that affirm {what}", share] for what, n, share in ends]
     rows += [["S6", "prompts rejected for good", check["rejected"]]]
     rows += [["S7", "pairs", s7["pairs"]], ["S7", "repeated reports", s7["repeated_texts"]]]
-    rows += [["S7", f"KL of entities from the real pool, {kind}, nats", s7[kind]["kl_from_real"]] for kind in CLINICAL]
+    rows += [["S7", "reports that share 80 % of their 5-grams with one before", s7["near_duplicates"]]]
+    rows += [["S7", f"KL of entities from the real pool, {kind}, nats", s7[kind]["kl_from_real"]] for kind in TYPES]
     for key, what in (("nearest_real", "synthetic"), ("nearest_real_of_real", "real, of other patients")):
-        rows.append(["S7", f"cosine to the nearest real training image, 95th percentile, {what}", s7[key]["0.95"]])
+        for q, words in (("0.95", "95th percentile"), ("0.99", "99th percentile"), ("1", "largest")):
+            rows.append(["S7", f"cosine to the nearest real training image, {words}, {what}", s7[key][q]])
     return rows

@@ -12,7 +12,7 @@ from synth_medvlp import figures
 from synth_medvlp.classes import drawn, stated
 from synth_medvlp.config import Config, parse
 from synth_medvlp.evaluate import setup
-from synth_medvlp.generate import audited, funnel, images, real, reports, synthetic
+from synth_medvlp.generate import audited, funnel, images, real, reports, stage_folder_of, synthetic
 from synth_medvlp.grounding import masks_of, upsampled
 from synth_medvlp.inputs import Input
 from synth_medvlp.prompts import prompts_of
@@ -52,7 +52,8 @@ def draw_sheets(cfg: Config, experiments: list[str]) -> None:
 
 
 def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Title -> (image, text) of real pairs, dropped real ones, synthetic pairs and rejected images, drawn by seed."""
+    """Title -> (image, text) of real pairs, dropped real ones, synthetic pairs, those nearest to a real one, and
+    rejected images; drawn by seed."""
     rng = np.random.default_rng(0)
     pairs, audit, made = real(cfg), audited(cfg), synthetic(cfg)
     records, _ = reports(cfg)
@@ -62,6 +63,7 @@ def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarra
         chosen = np.sort(rng.permutation(rows)[:columns])
         return [(np.asarray(of[i]), text(i)) for i in chosen]
 
+    near = json.loads((stage_folder_of(made) / "stats.json").read_text())["nearest_rows"]
     rejected = [i for i, check in enumerate(checks) if check["status"] != "accepted"]
     groups = {
         "real": some(len(pairs), pairs.images, lambda i: pairs.table.impression[i]),
@@ -69,6 +71,8 @@ def pair_groups(cfg: Config, columns: int = 8) -> dict[str, list[tuple[np.ndarra
             np.flatnonzero(audit.dropped), pairs.images, lambda i: no_to(audit.answers[i])
         ),
         "synthetic": some(len(made), made.images, lambda i: made.table.impression[i]),
+        "synthetic, nearest to a real image": [(made.images[i], made.table.impression[i]) for i, _ in near],
+        "that real image": [(pairs.images[i], pairs.table.impression[i]) for _, i in near],
         "synthetic, rejected": some(np.array(rejected, int), drawn, lambda i: checks[i]["prompt"]),
     }
     return {title: cells for title, cells in groups.items() if cells}

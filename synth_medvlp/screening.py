@@ -145,7 +145,7 @@ def screen(images: np.ndarray, screener: Screener, rule: str, folder: Path) -> t
     start, known = time.perf_counter(), journal.done()
     todo = [i for i in journal.mine(len(images)) if i not in known]
     counts = dict.fromkeys(("replies", "reasks", "unread"), 0)
-    for first in range(0, len(todo), _CHUNK):
+    for first in journal.shown(range(0, len(todo), _CHUNK), "six questions"):
         items = todo[first : first + _CHUNK]
         before = dict(screener.counts)
         found = screener.answers(np.asarray(images[items]))
@@ -164,11 +164,10 @@ def features(images: np.ndarray, screener: Screener, folder: Path) -> np.ndarray
     """float32 [n, d] of all images, L2-normalised; kept in `folder`."""
     journal = Journal(folder, "features", {"screener": screener.identity, "images": fingerprint(images)})
     known, n_chunks = journal.done(), -(-len(images) // 1024)
-    for chunk in journal.mine(n_chunks):
-        if chunk not in known:
-            found = screener.features(np.asarray(images[1024 * chunk : 1024 * (chunk + 1)]))
-            save_array(folder / f"features-{chunk:06d}.npy", found.astype(np.float32))
-            journal.add([{"item": chunk}])
+    for chunk in journal.shown([c for c in journal.mine(n_chunks) if c not in known], "image features"):
+        found = screener.features(np.asarray(images[1024 * chunk : 1024 * (chunk + 1)]))
+        save_array(folder / f"features-{chunk:06d}.npy", found.astype(np.float32))
+        journal.add([{"item": chunk}])
     journal.wait(n_chunks)
     parts = [np.load(folder / f"features-{c:06d}.npy", allow_pickle=False) for c in range(n_chunks)]
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)

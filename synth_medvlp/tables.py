@@ -228,6 +228,7 @@ def world_table(scored: dict[str, Scored]) -> dict:
 
 
 def prompt_table(scored: dict[str, Scored]) -> dict:
+    """Regimes x prompts; the headline mean, and RSNA alone, which asks for one class."""
     columns = {
         "image": "there is ..",
         "image+name": "name",
@@ -236,9 +237,11 @@ def prompt_table(scored: dict[str, Scored]) -> dict:
         "image+pair": ".. against no ..",
     }
     rows = {}
-    for label, name in REGIMES.items():
-        keys = {c: f"{name if c == 'image' else 'prompts-' + name}@{c}" for c in columns}
-        rows[label] = {c: scored[k].level(HEADLINE) for c, k in keys.items() if k in scored}
+    for metric, of in {HEADLINE: "", "auroc:rsna": ", RSNA alone"}.items():
+        for label, name in REGIMES.items():
+            keys = {c: f"{name if c == 'image' else 'prompts-' + name}@{c}" for c in columns}
+            found = {c: scored[k] for c, k in keys.items() if k in scored and metric in scored[k].scores}
+            rows[label + of] = {c: entry.level(metric) for c, entry in found.items()}
     return level_table(
         "prompts", "Zero-shot by prompt, ConVIRT", columns, rows if any(len(r) > 1 for r in rows.values()) else {}
     )
@@ -270,21 +273,22 @@ def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str,
 
 
 def class_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
-    """Every headline class: how often real training reports state it, two ways, how well synthetic images show it, and
-    its AUROC after each regime."""
-    columns = {"task": "data set", "class": "class", "share": "finding stated, share of reports"}
-    columns |= {"said": "words of the prompt stated", "drawn": "AUROC of synthetic images, model of real pairs"}
+    """Every headline class: how often real and synthetic reports state it, how well synthetic images show it and could
+    show it, and its AUROC after each regime."""
+    columns = {"task": "data set", "class": "class", "positives": "test positives"}
+    columns |= {"share": "finding stated, share of real reports", "said": "words of the prompt stated, real"}
+    columns |= {"said_synthetic": "the same of prompts of synthetic images", "shown": "seen in synthetic images, AUROC"}
+    columns |= {"possible": "seen in the simulator's images of the same texts"}
     columns |= {name: f"AUROC, {label}" for label, name in REGIMES.items()}
     table = {"id": "classes", "title": "Classes of the headline sets, ConVIRT, zero-shot", "rows": []}
     if not all(f"{name}@image" in scored for name in REGIMES.values()):
         return table
     found = per_class(cfg, facts, [*REGIMES.values()])
     cells = found[[*columns]].astype(object)
-    related = [f"{rho:.2f} ({columns[of]}; {n} classes)" for of, (rho, n) in correlations(found).items()]
-    note = (
-        f"Spearman's correlation of the difference synthetic − real with these: {', '.join(related)}. Synthetic images "
-    )
-    note += "are scored by the first seed of `real` against what the text they were drawn from affirms."
+    related = [f"{rho:.2f} ({columns[of]}; p {p:.2g}, {n} findings)" for of, (rho, p, n) in correlations(found).items()]
+    note = f"Spearman's correlation, over findings, of the difference synthetic − real with these: {', '.join(related)}"
+    note += ". Seen: by the first seed of `real`, against whether the text that an image was drawn from affirms the "
+    note += "words of the prompt; where it does not see the simulator's images either, the last but one says nothing."
     rows = cells.where(cells.notna(), None).to_numpy().tolist()
     return table | {"columns": [*columns.values()], "rows": rows, "note": note}
 

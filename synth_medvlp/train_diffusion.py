@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from synth_medvlp.blocks import HALVINGS, BlockAutoencoder, PlacedUNet, as_pixels
+from synth_medvlp.journal import shows_progress
 from synth_medvlp.pairs import Pairs, read_pairs, write_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -258,7 +259,7 @@ def fit(model: nn.Module, data, folder: Path, args: argparse.Namespace, stage: d
         learning_rate=stage["lr"], lr_scheduler_type="cosine", warmup_steps=min(100, stage["steps"] // 10),
         weight_decay=0.01, adam_beta2=0.99, max_grad_norm=1.0, seed=args.seed,
         use_cpu=not torch.cuda.is_available(), save_steps=args.save_steps, save_total_limit=2, logging_steps=50,
-        report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        report_to="none", disable_tqdm=not shows_progress(), remove_unused_columns=False,
     )  # fmt: skip
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer = Trainer(model=model, args=options, train_dataset=data, callbacks=list(callbacks))

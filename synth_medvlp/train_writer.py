@@ -21,6 +21,7 @@ import torch
 from synth_medvlp.backends import END, FINDINGS, IMPRESSION, SPECIAL, listed
 from synth_medvlp.entities import ANATOMY, TYPES, DictionaryNer, Entity, Mention, entities
 from synth_medvlp.findings import conditional_rates, draw_findings
+from synth_medvlp.journal import shows_progress
 from synth_medvlp.lexicon import sentences
 from synth_medvlp.simulate import HOSPITALS, prevalence_of
 from synth_medvlp.simulate_reports import write_report
@@ -216,7 +217,7 @@ def train(out: Path, args: argparse.Namespace) -> None:
     options = TrainingArguments(
         output_dir=str(out / "trainer"), max_steps=args.steps, per_device_train_batch_size=args.batch, use_cpu=True,
         learning_rate=args.lr, lr_scheduler_type="cosine", warmup_steps=100, weight_decay=0.01, seed=args.seed,
-        save_steps=200, save_total_limit=1, report_to="none", logging_steps=100, disable_tqdm=True,
+        save_steps=200, save_total_limit=1, report_to="none", logging_steps=100, disable_tqdm=not shows_progress(),
         remove_unused_columns=False, adam_beta2=0.98, train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer = Trainer(model=model, args=options, train_dataset=data, data_collator=_padded)

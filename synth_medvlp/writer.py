@@ -24,7 +24,7 @@ from rich.progress import Progress
 from shared.locks import write_whole
 from synth_medvlp.backends import ERRORS, Feedback, Reply, Writer, make
 from synth_medvlp.entities import CLINICAL, RULES, TYPES, Mention, Ner, entities, match
-from synth_medvlp.journal import POLL_S, worker
+from synth_medvlp.journal import POLL_S, shows_progress, worker
 from synth_medvlp.sampler import Request, Sampler
 
 __all__ = ["Writer", "WriterConfig", "make", "write_reports"]
@@ -155,7 +155,7 @@ def write_reports(sampler: Sampler, n: int, writer: Writer, ner: Ner, cfg: Write
     path, count = folder / "manifest.jsonl", _counter(cfg)
     known, records, accepted, stopped = _read(path), [], 0, ""
     size = 0  # bytes of the manifest that hold whole batches
-    with Progress(disable=n < 1000) as progress:
+    with Progress(disable=not shows_progress()) as progress:
         bar = progress.add_task("reports", total=n)
         while accepted < n and not stopped:
             requests = sampler.draw(min(cfg.batch, n - accepted))

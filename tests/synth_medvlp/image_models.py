@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the formats that S5 and S6 load, and stand-ins for a generator and a screener."""
+"""Tiny random checkpoints of the formats that A2, S5 and S6 load, and stand-ins for a generator and a screener."""
 
 import numpy as np
 import torch
@@ -38,6 +38,66 @@ def tiny_pipeline(folder, channels=3, size=16):
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def tiny_encoder(folder):
+    """A DINOv2 encoder with its image processor, as RAD-DINO is."""
+    from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": {"height": 28, '
+        '"width": 28}, "do_resize": true, "do_center_crop": true, "do_normalize": true, "do_rescale": true, '
+        '"rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], '
+        '"resample": 3, "do_convert_rgb": true}'
+    )
+    assert AutoImageProcessor.from_pretrained(folder)
+    return folder
+
+
+def tiny_llava(folder, texts):
+    """A multimodal language model with its processor and a chat template."""
+    from transformers import (
+        AutoImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )  # fmt: skip
+
+    from synth_medvlp.train_diffusion import train_tokenizer
+
+    torch.manual_seed(0)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}, '
+        '"crop_size": {"height": 28, "width": 28}}'
+    )
+    tokenizer = train_tokenizer(texts, 400)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.model_max_length = 4096
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}assistant:"
+    )
+    LlavaProcessor(
+        AutoImageProcessor.from_pretrained(folder), tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template,
+    ).save_pretrained(folder)  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 

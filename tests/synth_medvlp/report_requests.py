@@ -1,5 +1,9 @@
 """Requests and writers that the tests of the report writer share."""
 
+import re
+
+from chat_server import ChatServer
+
 from synth_medvlp import train_writer
 from synth_medvlp.backends import Reply, _sentence
 from synth_medvlp.entities import DictionaryNer, mine
@@ -47,3 +51,32 @@ class Scripted:
 
 def wholly(request) -> str:
     return " ".join(_sentence(*e) for e in request.entities)
+
+
+TEXTS = {
+    "empty": "  ",
+    "refusal": "I'm sorry, but I cannot write medical reports.",
+    "json": '{"findings": "There is a mass."}',
+    "headings": "FINDINGS: There is a mass. IMPRESSION: Mass.",
+    "extra": "Mild cardiomegaly. There is a large mass in the carina.",
+    "fenced": "```text\n{text}\n```",
+    "titled": "**FINDINGS:**\n{text}",
+}
+
+
+class ReportServer(ChatServer):
+    """Writes by template what is asked for, which is named by its first entity."""
+
+    def entities(self, body) -> list[tuple[str, str]]:
+        asked = next(m["content"] for m in body["messages"] if m["role"] == "user")
+        places = [name for name in re.findall(r"^ *- ([^(\n]+)$", asked, re.M) if name != "none"]
+        return [*re.findall(r"^ *- (.+) \(([A-Z-]+)\)$", asked, re.M), *((place, "ANATOMY") for place in places)]
+
+    def asked(self, body):
+        return self.entities(body)[0][0]
+
+    def good(self, body):
+        return " ".join(_sentence(*e) for e in self.entities(body))
+
+    def text(self, does, body):
+        return TEXTS.get(does, "{text}").replace("{text}", self.good(body))

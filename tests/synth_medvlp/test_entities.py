@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from text_models import tiny_deberta
 
 from synth_medvlp import dictionary_ner, entities, lexicon
 from synth_medvlp.entities import ANATOMY, TYPES, DictionaryNer, Mention, NerConfig, gini, match, mine, ner, norm
@@ -285,29 +286,7 @@ def test_spans_are_merged(labels, expected):
 
 @pytest.fixture(scope="module")
 def deberta(tmp_path_factory):
-    """Folder of a tiny random DeBERTa-v2 token classifier with RaTE-NER's labels and a word-piece-like tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import DebertaV2Config, DebertaV2ForTokenClassification, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("rate-ner")
-    letters = [chr(c) for c in range(33, 127)]
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "\u2581", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    ends = [("[CLS]", 1), ("[SEP]", 2)]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    labels = ["O", *(f"{p}-{kind}" for kind in TYPES for p in "BI")]
-    torch.manual_seed(0)
-    config = DebertaV2Config(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=512, id2label=dict(enumerate(labels)), label2id={k: i for i, k in enumerate(labels)},
-        relative_attention=True, pos_att_type=["p2c", "c2p"], pad_token_id=0,
-    )  # fmt: skip
-    DebertaV2ForTokenClassification(config).save_pretrained(folder)
-    return folder
+    return tiny_deberta(tmp_path_factory.mktemp("rate-ner"))
 
 
 def test_a_token_classifier_gives_mentions_of_the_text(deberta):

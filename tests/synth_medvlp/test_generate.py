@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chat_server import running
+from image_models import tiny_encoder, tiny_llava, tiny_pipeline
+from report_requests import ReportServer
+from text_models import tiny_deberta
 
-from synth_medvlp import figures, generate, packing
+from synth_medvlp import figures, generate, journal, packing
 from synth_medvlp.config import parse
 from synth_medvlp.data import PairDataset
 from synth_medvlp.entities import gini, ner
+from synth_medvlp.mllm import PROMPT, REMINDER
 from synth_medvlp.pairs import verify
 from synth_medvlp.prep import prepare
-from synth_medvlp.screening import NO, QUESTIONS, YES
+from synth_medvlp.screening import NO, QUESTIONS, UNREAD, YES
 from synth_medvlp.stage_evidence import audit_scores, scores, tail
 from synth_medvlp.text import report_sentences
 from tests.benchmarks.bench_synth import loading
@@ -30,6 +35,12 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_ROOT", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def server():
+    with running(ReportServer()) as server:
+        yield server
 
 
 def config(**data):
@@ -49,6 +60,66 @@ def test_synthetic_pairs_name_what_was_asked_and_are_packed_with_checksums():
         assert (row.findings, row.impression) == (record["findings"], record["impression"])
         assert json.loads(row.clinical) == [list(e) for e in record["clinical"]]
     assert set(pairs.table.source) == {"synthetic"} and pairs.images.std() > 10
+
+
+def test_pairs_whose_files_were_changed_are_refused():
+    cfg = config(regime="synthetic", n_synthetic=13)
+    folder = generate.stage_folder_of(generate.synthetic(cfg))
+    whole = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    generate._MADE.clear(), generate._VERIFIED.clear()  # as in another process
+    with pytest.raises(ValueError, match=r"images\.npy differs from meta\.json; remove the folder"):
+        generate.synthetic(cfg)
+    (folder / "images.npy").write_bytes(whole)
+
+
+def test_near_duplicates_are_those_of_all_pairs():
+    rng, words = np.random.default_rng(0), [f"w{k}" for k in range(60)]
+    texts = [" ".join(rng.choice(words, rng.integers(3, 40))) for _ in range(120)]
+    for _ in range(40):  # from the same text to one with several words changed
+        other = texts[int(rng.integers(120))].split()
+        for at in rng.integers(0, len(other), rng.integers(0, 3)):
+            other[at] = "changed"
+        texts.append(" ".join(other))
+    sets = [{tuple(w[i : i + 5]) for i in range(max(len(w) - 5, 0) + 1)} for w in (t.split() for t in texts)]
+    expected = [any(len(a & b) >= 0.8 * len(a | b) for b in sets[:i]) for i, a in enumerate(sets)]
+    assert packing.near_duplicates(texts).tolist() == expected and 10 < sum(expected) < 40
+
+
+def test_all_stages_join_with_checkpoints_of_the_paper_tier_s_formats(tmp_path, server):
+    """Random models: what they say is unread or nonsense, so the text check is left out; what must hold is that each
+    stage takes what the one before it gives. The server writes what it is asked for."""
+    made = {"encoder": tiny_encoder, "deberta": tiny_deberta, "pipeline": tiny_pipeline}
+    made["llava"] = lambda folder: tiny_llava(folder, [PROMPT, REMINDER])
+    folders = {name: str(tmp_path / name) for name in made}
+    for name, build in made.items():
+        (tmp_path / name).mkdir()
+        build(tmp_path / name)
+    cfg = parse([
+        *OPTIONS, "--data.n_synthetic=4", "--data.simulate.n_patients=10", "--data.regime=synthetic",
+        "--audit.screener=mllm", f"--audit.model={folders['llava']}", f"--audit.encoder={folders['encoder']}",
+        "--audit.max_new_tokens=4", "--audit.reasks=0", "--ner.backend=model", f"--ner.model={folders['deberta']}",
+        "--ner.min_count=1", "--sampler.k=1", "--sampler.m=1", "--writer.backend=endpoint", "--writer.model=llm",
+        f"--writer.base_url={server.base_url}", "--writer.check=false",
+        f"--image.checkpoint={folders['pipeline']}", "--image.steps=2",
+    ])  # fmt: skip
+    pairs, audit, (records, text) = generate.synthetic(cfg), generate.audited(cfg), generate.reports(cfg)
+    assert len(pairs) == text["accepted"] == 4 and pairs.images.std() > 1 and (pairs.table.impression != "").all()
+    assert (audit.answers == UNREAD).all() and audit.screener.identity["model"] == folders["llava"]
+    stages = {row[0] for row in generate.funnel(cfg)}
+    assert stages == {"A1", "A2", "A3", "A4", "S1", "S2", "S3", "S4", "S5", "S6", "S7"}
+    assert len(records) == len(server.requests) // 2 == 4
+
+
+def test_a_stage_shows_its_progress_on_a_terminal_to_the_first_process_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    shown = {}
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank), monkeypatch.setenv("WORLD_SIZE", "2")
+        some = journal.Journal(tmp_path, "answers", {})
+        assert list(some.shown([0, 1, 2], "six questions")) == [0, 1, 2]
+        shown[rank] = capsys.readouterr().out
+    assert "six questions" in shown["0"] and "100%" in shown["0"] and shown["1"] == ""
 
 
 def test_a_second_call_generates_nothing(monkeypatch):

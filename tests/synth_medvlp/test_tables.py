@@ -14,9 +14,10 @@ from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
 from shared.runs.evidence import Scored
 from synth_medvlp import classes, figures, tables
 from synth_medvlp.classes import correlations, finding_behind, frequent_headline, kept, share_of_finding
-from synth_medvlp.config import Config
+from synth_medvlp.config import Config, DataConfig
 from synth_medvlp.pairs import Pairs
 from synth_medvlp.scoring import WHOLE_IMAGE, mask_statistics, whole_image
+from synth_medvlp.trees import CxrSimulateConfig
 
 SHARES = {
     "Consolidation": 0.12, "Infiltration": 0.0, "pneumonia": 0.0, "catheter": 0.0, "central venous catheter": 0.07,
@@ -68,25 +69,48 @@ def test_images_are_scored_against_what_their_texts_affirm(monkeypatch):
     model = SimpleNamespace(pixels=lambda x: x.float(), scores=lambda x, texts: x.mean((1, 2))[:, None].expand(-1, 4))
     monkeypatch.setattr(classes, "synthetic", lambda cfg: pairs)
     monkeypatch.setattr(classes, "load", lambda checkpoint: model)
-    found = classes.drawn(Config(), Path("-"), ["Edema", "Consolidation", "Infiltration", "Hernia"])
-    assert found["Edema"] == 1.0 and "Hernia" not in found, "no text affirms one"
-    truth = [text.startswith(("Cons", "Faint")) for text in said]  # two names of one finding
-    assert found["Consolidation"] == found["Infiltration"] == roc_auc_score(truth, images.mean((1, 2)))
+    by_simulator = np.zeros((40, 4, 4), np.uint8)
+    by_simulator[2::4] = 200  # here consolidation is drawn, edema is not
+    monkeypatch.setattr(classes, "generator", lambda image, size: lambda prompts, seeds: (by_simulator, {}))
+    cfg = Config(data=DataConfig(simulate=CxrSimulateConfig()))
+    found = classes.drawn(cfg, Path("-"), ["Edema", "Consolidation", "Infiltration", "Hernia"])
+    assert found["Edema"]["shown"] == 1.0 and "Hernia" not in found, "no text affirms one"
+    truth = [text.startswith("Cons") for text in said]
+    assert found["Consolidation"]["shown"] == pytest.approx(roc_auc_score(truth, images.mean((1, 2))))
+    assert found["Consolidation"]["possible"] == 1.0 and found["Edema"]["possible"] < 0.5
+    assert found["Edema"]["said"] == found["Consolidation"]["said"] == 0.25
+    assert "possible" not in classes.drawn(Config(), Path("-"), ["Edema"])["Edema"], "nobody can draw real patients"
 
 
-def test_correlations_are_of_classes_with_a_finding_and_both_scores():
-    table = pd.DataFrame({"share": [0.1, 0.2, 0.3, None, 0.4], "said": [0.1, 0.0, 0.3, 0.0, None],
-                          "drawn": [0.5, 0.6, 0.7, 0.8, 0.9], "synthetic": [0.9, 0.8, 0.7, 0.1, 0.6],
+def test_correlations_are_over_findings_that_have_both_scores():
+    table = pd.DataFrame({"class": ["Mass", "mass", "Nodule", "normal", "Edema"],
+                          "share": [0.1, 0.1, 0.2, None, 0.3], "said": [0.1, 0.1, 0.0, 0.0, None],
+                          "shown": [0.5, 0.6, 0.7, 0.8, 0.9], "synthetic": [0.9, 0.1, 0.7, 0.1, 0.8],
                           "real": [0.5, 0.5, 0.5, 0.9, 0.5]})  # fmt: skip
     found = correlations(table)
-    assert found["share"] == (pytest.approx(-1.0), 4) and found["said"] == (pytest.approx(-0.5), 3)
-    table.loc[0, "real"] = np.nan
-    assert correlations(table)["share"][1] == 3
+    assert found["share"][::2] == (pytest.approx(1.0), 3), "two classes of one finding count once, by their mean"
+    table.loc[4, "real"] = np.nan
+    assert correlations(table)["share"][2] == 2
+
+
+def test_classes_of_the_table_have_their_positives_and_what_was_drawn(tmp_path, monkeypatch):
+    labels = np.array([[1, 0], [1, 1], [0, 1], [0, 1]])
+    monkeypatch.setattr(classes, "items_of", lambda rows, _: (None, None, {"a": (None, labels, labels * 0.5)}))
+    monkeypatch.setattr(classes, "read_predictions", lambda *_: pd.DataFrame({"input": ["image"]}))
+    monkeypatch.setattr(classes, "read_labels", lambda *_: None)
+    monkeypatch.setattr(classes, "seeds_of", lambda *_: [0])
+    of = {"frequency": {"Edema": 0.1, "Mass": 0.2}, "drawn": {"Edema": {"said": 0.3, "shown": 0.6, "possible": 0.9}}}
+    monkeypatch.setattr(classes, "kept", lambda cfg, name: of[name])
+    run = {"data_hash": "d", "kinds": {"a": ["headline"]}, "classes": {"a": ["Edema", "Mass"]}}
+    found = classes.per_class(Config(), {"runs": {"real/seed0": run}}, ["real"])
+    assert found.positives.tolist() == [2, 3] and found.real.tolist() == [1.0, 1.0]
+    assert found.loc[0, ["said", "said_synthetic", "shown", "possible"]].tolist() == [0.1, 0.3, 0.6, 0.9]
+    assert found.loc[1, ["shown", "possible"]].isna().all()
 
 
 def test_the_figure_of_classes_takes_unknown_shares(tmp_path):
     table = pd.DataFrame({"task": ["a"] * 3, "class": ["x", "normal", "y"], "share": [0.1, None, 0.2],
-                          "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
+                          "positives": [3, 9, 1], "real": [0.7, 0.6, 0.5], "mix": [0.6, 0.6, 0.6]})  # fmt: skip
     figures.draw_classes(tmp_path / "classes.png", table, {"real pairs": "real", "both": "mix"})
     assert (tmp_path / "classes.png").stat().st_size > 5_000
 

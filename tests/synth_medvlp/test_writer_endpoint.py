@@ -1,45 +1,15 @@
 """An OpenAI-compatible endpoint as report writer, and whatever it may answer."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
-from chat_server import ChatServer, running
-from report_requests import CLINICAL, NER, sampler
+from chat_server import running
+from report_requests import CLINICAL, NER, ReportServer, sampler
 
 from shared.chat import EndpointError
-from synth_medvlp.backends import _sentence
 from synth_medvlp.entities import entities, match
 from synth_medvlp.sampler import Request
 from synth_medvlp.writer import WriterConfig, make, write_reports
-
-TEXTS = {
-    "empty": "  ",
-    "refusal": "I'm sorry, but I cannot write medical reports.",
-    "json": '{"findings": "There is a mass."}',
-    "headings": "FINDINGS: There is a mass. IMPRESSION: Mass.",
-    "extra": "Mild cardiomegaly. There is a large mass in the carina.",
-    "fenced": "```text\n{text}\n```",
-    "titled": "**FINDINGS:**\n{text}",
-}
-
-
-class ReportServer(ChatServer):
-    """Writes by template what is asked for, which is named by its first entity."""
-
-    def entities(self, body) -> list[tuple[str, str]]:
-        asked = next(m["content"] for m in body["messages"] if m["role"] == "user")
-        places = [name for name in re.findall(r"^ *- ([^(\n]+)$", asked, re.M) if name != "none"]
-        return [*re.findall(r"^ *- (.+) \(([A-Z-]+)\)$", asked, re.M), *((place, "ANATOMY") for place in places)]
-
-    def asked(self, body):
-        return self.entities(body)[0][0]
-
-    def good(self, body):
-        return " ".join(_sentence(*e) for e in self.entities(body))
-
-    def text(self, does, body):
-        return TEXTS.get(does, "{text}").replace("{text}", self.good(body))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from report_requests import GOOD, NER, REPORTS, REQUEST, sampler
+from text_models import tiny_llama
 
 from synth_medvlp import backends, train_writer
 from synth_medvlp.backends import Feedback, Reply, TemplateWriter, _OwnDraws
@@ -40,22 +41,7 @@ def test_own_draws_have_the_distribution_of_temperature_and_top_p(monkeypatch, b
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Folders of two random models: the small writer's form, untaught, and a Llama with a chat template."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = train_writer.train_tokenizer([text for report in REPORTS for text in report], 400)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=4096, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
-    folders = {}
-    for name in ("plain", "chat"):
-        folders[name] = tmp_path_factory.mktemp(name)
-        if name == "chat":
-            tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-        tokenizer.save_pretrained(folders[name])
-        LlamaForCausalLM(config).save_pretrained(folders[name])
-    return folders
+    return {form: tiny_llama(tmp_path_factory.mktemp(form), form) for form in ("plain", "chat")}
 
 
 def local(folder, **options):
