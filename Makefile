@@ -60,7 +60,8 @@ $(PAPERS:%=plan-%): plan-%: .venv/.ready  ## plan-<paper>: parameters, memory, t
 DATA_meit := mimic-iv-ecg ptb-xl
 DATA_kmerl := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
 DATA_supreme := mimic-iv-ecg ptb-xl cpsc2018 chapman-shaoxing-ningbo merl-splits
-DATA_synth_medvlp := mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural
+DATA_synth_medvlp := mimic-cxr-jpg chexpert padchest nih-cxr rsna-pneumonia siim-acr covidx-cxr2 covid-rural \
+	hannover-cxr
 DATA_argus := ct-rate bimcv-r inspect
 $(PAPERS:%=check-data-%): check-data-%: .venv/.ready  ## check-data-<paper>: expected and found files, checksums, what is missing
 	$(PY) -m shared.download --check $(DATA_$*)

@@ -20,7 +20,7 @@ from shared.runs.evidence import claim_pairs
 
 ROOT = Path(__file__).parents[2]
 TIERS = {
-    "smoke": "proves the plumbing within a minute; its numbers mean nothing",
+    "smoke": "proves the plumbing in one to two minutes; its numbers mean nothing",
     "laptop": "small models, trained within minutes on 2 CPU cores",
     "gpu": "mid-size models, trained on one GPU",
     "paper": "the published setting",

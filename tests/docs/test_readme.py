@@ -11,6 +11,7 @@ from docs.build import PAPERS
 from docs.summary import main as summary
 from shared.metrics.benchmark import Row
 from shared.metrics.report_html import VERDICTS
+from shared.runs.card import TIERS
 from tests.benchmarks.__main__ import RESULTS, with_table
 
 ROOT = Path(__file__).parents[2]
@@ -86,13 +87,128 @@ def test_controls_of_argus_are_those_of_the_scorecard():
 
 
 ELSEWHERE = {"argus": {"0.952", "0.860", "0.861", "0.783", "0.789"}}  # of results/ct_findings_validation.csv
+WITHOUT_RESULTS = ("meit",)  # its README has no paragraph on what came of it
+RESULTS_OF_A_README = re.compile(r"^(?:\*\*\d+\. What came of it\*\*|State: ).*?(?=^## )", re.M | re.S)
+THREE, TWO = (re.compile(rf"(?<![\d.]){digits}(?!\d)") for digits in (r"\d\.\d{3}", r"0\.\d\d"))
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+INTERVAL = re.compile(rf"(?:{_NUMBER} )?\[{_NUMBER}, {_NUMBER}\]")  # with its value before it
+
+
+def plain(text: str) -> str:
+    """Without code, line breaks, and signs of what is positive."""
+    return " ".join(re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S).replace("+", "").replace("−", "-").split())
+
+
+def wrong_numbers(text: str, results: str, page: str) -> set[str]:
+    """Numbers of a README that stand in no table of its page.
+
+    text: all of it; every number of three decimals is the value, not a bound, of some cell, and every interval stands
+    in one cell with its value. results: the part of it where a number of two decimals is a result, which a value of
+    three decimals rounds to; elsewhere it is a setting.
+    """
+    cells = [plain(cell) for line in page.splitlines() if line.startswith("|") for cell in line.split("|")]
+    known = {number for cell in cells for number in THREE.findall(INTERVAL.sub(lambda m: m[0].split("[")[0], cell))}
+    intervals = {found for cell in cells for found in INTERVAL.findall(cell)}
+    intervals |= {found[found.index("[") :] for found in intervals}
+    wrong = set(INTERVAL.findall(plain(text))) - intervals
+    wrong |= set(THREE.findall(INTERVAL.sub("", plain(text)))) - known
+    thousandths = {int(number.replace(".", "")) for number in known}
+    for number in TWO.findall(INTERVAL.sub("", plain(results))):
+        if not any(abs(10 * int(number.replace(".", "")) - value) <= 5 for value in thousandths):
+            wrong.add(number)
+    return wrong
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_numbers_of_a_walkthrough_are_those_of_the_results(paper):
-    """Every number of three decimals outside of code stands, without its sign, in the generated page."""
-    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / paper / "README.md").read_text(), flags=re.S)
-    said = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", text))
-    known = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", (ROOT / paper / "REPRODUCTION.md").read_text()))
-    stale = sorted(said - known - ELSEWHERE.get(paper, set()))
-    assert not stale, f"{paper}/README.md: in no table of REPRODUCTION.md: {', '.join(stale)}"
+    text = (ROOT / paper / "README.md").read_text()
+    found = RESULTS_OF_A_README.search(text)
+    assert (found is None) == (paper in WITHOUT_RESULTS), f"{paper}/README.md: what came of it?"
+    results = found[0] if found else ""
+    assert not found or THREE.search(plain(results)) or TWO.search(plain(results)), f"{paper}/README.md: no result"
+    stale = wrong_numbers(text, results, (ROOT / paper / "REPRODUCTION.md").read_text()) - ELSEWHERE.get(paper, set())
+    assert not stale, f"{paper}/README.md: in no table of REPRODUCTION.md: {', '.join(sorted(stale))}"
+
+
+def test_a_wrong_number_would_be_seen():
+    page = "| ours | 0.812 [0.790, 0.834] |\n| less theirs | **holds**<br>+0.031 [-0.010, +0.072] |\nIn words: 0.555."
+    right = "It is 0.81 (0.812), 0.031 [-0.010,\n0.072] and so 0.03 more; `0.444`."
+    assert not wrong_numbers(right, right, page)
+    changed = (
+        "0.813",
+        "0.80",
+        "0.555",
+        "0.834",
+        "0.812 [0.790, 0.835]",
+        "0.031 [0.790, 0.834]",
+        "-0.031 [-0.010, 0.072]",
+    )
+    for text in changed:
+        assert wrong_numbers(text, text, page) == {text}
+    assert not wrong_numbers("A rate of 0.44.", "", page)
+
+
+# --- what all READMEs have ---
+
+HEADINGS = (
+    "Walk through",
+    "Your own GPUs and the official data",
+    "Protocols",
+    "Sources",
+    "Deviations",
+    "Troubleshooting",
+)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_headings_are_the_same_in_all_packages(paper):
+    text = re.sub(r"```.*?```", "", (ROOT / paper / "README.md").read_text(), flags=re.S)
+    found = re.findall(r"^## (.+)$", text, re.M)
+    assert [h for h in found if h in HEADINGS] == list(HEADINGS), f"{paper}/README.md has {found}"
+    steps = re.findall(r"^\*\*(\d+)\. (.+?)\*\*", text, re.M)
+    assert [int(n) for n, _ in steps] == list(range(len(steps))), f"{paper}/README.md has the steps {steps}"
+    assert steps[0][1] == "All of it.", f"{paper}/README.md begins with {steps[0][1]}"
+
+
+# --- minutes ---
+
+
+def headline_minutes(paper: str) -> list[float]:
+    """What a README says that the headline takes, in the sentences that speak of it."""
+    text = re.sub(r"```.*?```", "\n\n", (ROOT / paper / "README.md").read_text(), flags=re.S)
+    sentences = re.split(r"\.\s|\n\n", text)
+    about = [" ".join(s.split()) for s in sentences if "headline" in s or f"`make reproduce-{paper}`" in s]
+    return [float(n) for s in about for n in re.findall(r"(\d+(?:\.\d+)?) minutes", s)]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_minutes_of_the_headline_are_those_that_were_measured(paper):
+    said, measured = headline_minutes(paper), []
+    for name in ("scorecard.json", "runs.json"):
+        file = ROOT / f"results/{paper}/laptop/{name}"
+        seconds = json.loads(file.read_text()).get("headline_s") if file.exists() else None
+        measured += [] if seconds is None else [seconds / 60]
+    assert said, f"{paper}/README.md does not say how many minutes the headline takes"
+    for minutes in measured or said[:1]:
+        assert all(abs(n / minutes - 1) <= 0.15 for n in said), f"{paper}/README.md: {said}, measured {minutes:.1f}"
+
+
+def test_minutes_of_the_index_are_those_of_the_packages():
+    said = {paper: headline_minutes(paper)[0] for paper in PAPERS}
+    first = float(re.search(r"^make reproduce-meit +# (\d+) minutes", README, re.M)[1])
+    assert first == said["meit"]
+    row = next(line for line in README.splitlines() if line.startswith("| `laptop` |"))
+    low, high, total = map(
+        float, re.search(r"(\d+) to (\d+) minutes a paper, about (\d+) minutes in all", row).groups()
+    )
+    assert (low, high) == (int(min(said.values())), int(max(said.values())))
+    totals = [total, float(re.search(r"`make reproduce` for all five\s+in turn, in about (\d+) minutes", README)[1])]
+    assert all(abs(n / sum(said.values()) - 1) <= 0.15 for n in totals), f"README.md: {totals}, {said}"
+
+
+def test_the_smoke_tier_takes_as_long_everywhere():
+    texts = {"README.md": next(line for line in README.splitlines() if line.startswith("| `smoke` |"))}
+    texts |= {f"{p}/README.md": (ROOT / p / "README.md").read_text() for p in PAPERS}
+    texts |= {f"{p}/configs/smoke.yaml": (ROOT / p / "configs/smoke.yaml").read_text() for p in PAPERS}
+    texts["shared/runs/card.py"] = TIERS["smoke"]
+    assert [name for name, text in texts.items() if "one to two minutes" not in " ".join(text.split())] == []
