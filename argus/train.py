@@ -2,8 +2,8 @@
 
 `model.objective` says what is trained: an encoder (mae, clip, supervised), a small language model on report text
 (language), or volume -> report, whose two stages (reference: Training schedule) are two runs: the second names the
-first's checkpoint in `train.init`. One process, `torchrun` and `deepspeed` (ZeRO by `--train.deepspeed
-argus/configs/zero1.json`) all run this file.
+first's checkpoint in `train.init`. One process or `torchrun` runs it; ZeRO by `--train.deepspeed
+argus/configs/zero1.json`.
 """
 
 from pathlib import Path

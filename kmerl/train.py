@@ -1,7 +1,7 @@
 """Pre-train K-MERL or a baseline: `python -m kmerl.train --config kmerl/configs/laptop.yaml --model.method kmerl`.
 
 ECG-text contrast and entity classification on masked leads (reference: M4, M7, M8); MERL by `--model.method merl`. One
-process, `torchrun` and `deepspeed` (ZeRO by `--train.deepspeed kmerl/configs/zero1.json`) all run this file.
+process or `torchrun` runs it; ZeRO by `--train.deepspeed kmerl/configs/zero1.json`.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 LoRA adapters and the whole ECG encoder are trained on instruction -> report (reference: Training). The same script
 pre-trains the small language models of the laptop tier: `--model.fusion none --model.lora_r 0` on a scratch backbone.
-One process, `torchrun` and `deepspeed` (ZeRO by `--train.deepspeed meit/configs/zero1.json`) all run this file.
+One process or `torchrun` runs it; ZeRO by `--train.deepspeed meit/configs/zero1.json`.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Pre-train SuPreME or a baseline: `python -m supreme.train --config supreme/configs/laptop.yaml --model.method ..`.
 
 Supervised by labels that were extracted once from the reports (reference: M5); the self-supervised objectives by
-`--model.method simclr` and so on. One process, `torchrun` and `deepspeed` (ZeRO by `--train.deepspeed
-supreme/configs/zero1.json`) all run this file.
+`--model.method simclr` and so on. One process or `torchrun` runs it; ZeRO by `--train.deepspeed
+supreme/configs/zero1.json`.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Pre-train on pairs: `python -m synth_medvlp.train --config synth_medvlp/configs/laptop.yaml --data.regime ..`
 
-ConVIRT or GLoRIA on real, synthetic or mixed pairs (reference: regimes; Training settings). One process, `torchrun` and
-`deepspeed` (ZeRO by `--train.deepspeed synth_medvlp/configs/zero1.json`) all run this file.
+ConVIRT or GLoRIA on real, synthetic or mixed pairs (reference: regimes; Training settings). One process or `torchrun`
+runs it; ZeRO by `--train.deepspeed synth_medvlp/configs/zero1.json`.
 """
 
 from pathlib import Path
