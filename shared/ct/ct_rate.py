@@ -129,12 +129,14 @@ def _of_metadata(meta: dict[str, str], blank: bool) -> dict:
         row = {"n_slices": int(float(meta.get(column) or 0))}
         column = "ZSpacing"
         z_mm = float(meta.get(column) or "nan")
+        if blank and not 0 < z_mm < math.inf:
+            raise ValueError
         column = "XYSpacing"
         x_mm, y_mm = _numbers(meta.get(column), 2)
         row["spacing_mm"] = (z_mm, y_mm, x_mm)
         if not blank:
             return row if math.isfinite(z_mm) else row | {"spacing_mm": ()}
-        if not (math.isfinite(z_mm) and min(row["spacing_mm"]) > 0):
+        if not min(x_mm, y_mm) > 0:
             raise ValueError
         column = "ImagePositionPatient"
         row["origin_mm"] = tuple(_numbers(meta.get(column), 3))
