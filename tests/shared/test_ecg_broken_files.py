@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ecg_files import N_SAMPLES, edit_header, make_signal, with_nan, write_mimic, write_ptbxl, write_wfdb
 
-from shared.ecg import cpsc2018, mimic_iv_ecg, ptbxl
+from shared.ecg import LOADERS, cpsc2018, csn, mimic_iv_ecg, ptbxl
 from shared.ecg.record import LEADS, EcgReadError
 from shared.ecg.wfdb_io import read_record, read_signal
 
@@ -68,7 +68,10 @@ def test_broken_record_is_a_named_error(tmp_path, name):
     assert error.value.path == str(path)
 
 
-@pytest.mark.parametrize("path", ["../r", "/etc/r", "a/../../r", "..\\r", "s3://bucket/r", ""])
+OUTSIDE = ["../r", "/etc/r", "a/../../r", "..\\r", "s3://bucket/r", ""]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
 def test_path_outside_the_root(tmp_path, path):
     write_wfdb(tmp_path / "r")
     (tmp_path / "root").mkdir()
@@ -77,67 +80,92 @@ def test_path_outside_the_root(tmp_path, path):
     assert error.value.reason == "path outside the root"
 
 
-# ----------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------ tables and folders
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "message"),
-    [
-        ({"scp_codes": {1: "{'NORM': 100.0"}}, "malformed scp_codes", "ecg_id 2"),
-        ({"scp_codes": {1: "['NORM']"}}, "malformed scp_codes", "ecg_id 2"),
-        ({"scp_codes": {0: "__import__('os').getcwd()"}}, "malformed scp_codes", "ecg_id 1"),
-        ({"scp_codes": {0: ""}}, "malformed scp_codes", "ecg_id 1"),
-        ({"strat_fold": {2: 11}}, "malformed strat_fold", "'11'"),
-        ({"strat_fold": {2: ""}}, "malformed strat_fold", "ecg_id 3"),
-        ({"ecg_id": {2: 1}}, "duplicate id", "first 1: records500/00000/00001_hr"),
-    ],
-)
-def test_ptbxl_broken_table(tmp_path, changes, reason, message):
+def _cinc_twice(root: Path) -> None:
+    write_wfdb(root / "g1/A0001")
+    write_wfdb(root / "g2/A0001")
+
+
+def _table(text: str):
+    return lambda root: (root / "ptbxl_database.csv").write_text(text)
+
+
+TREES = {
+    # name: (loader, what writes the broken tree into a folder that is there, expected reason, expected in the message)
+    "ptb-xl: codes cut": (
+        ptbxl,
+        lambda r: write_ptbxl(r, scp_codes={1: "{'NORM': 100.0"}),
+        "malformed scp_codes",
+        "ecg_id 2",
+    ),
+    "ptb-xl: codes in a list": (
+        ptbxl,
+        lambda r: write_ptbxl(r, scp_codes={1: "['NORM']"}),
+        "malformed scp_codes",
+        "ecg_id 2",
+    ),
+    "ptb-xl: codes are code": (
+        ptbxl,
+        lambda r: write_ptbxl(r, scp_codes={0: "__import__('os').getcwd()"}),
+        "malformed scp_codes",
+        "ecg_id 1",
+    ),
+    "ptb-xl: no codes": (ptbxl, lambda r: write_ptbxl(r, scp_codes={0: ""}), "malformed scp_codes", "ecg_id 1"),
+    "ptb-xl: fold 11": (ptbxl, lambda r: write_ptbxl(r, strat_fold={2: 11}), "malformed strat_fold", "'11'"),
+    "ptb-xl: no fold": (ptbxl, lambda r: write_ptbxl(r, strat_fold={2: ""}), "malformed strat_fold", "ecg_id 3"),
+    "ptb-xl: id twice": (
+        ptbxl,
+        lambda r: write_ptbxl(r, ecg_id={2: 1}),
+        "duplicate id",
+        "first 1: records500/00000/00001_hr",
+    ),
+    "ptb-xl: no column": (ptbxl, _table("ecg_id,report\n1,x\n"), "bad csv", "no column patient_id"),
+    "ptb-xl: empty table": (ptbxl, _table(""), "bad csv", ""),
+    "ptb-xl: no table": (ptbxl, lambda r: None, "missing file", "ptbxl_database.csv"),
+    "mimic: no table": (mimic_iv_ecg, lambda r: None, "missing file", "record_list.csv"),
+    "mimic: study listed twice": (
+        mimic_iv_ecg,
+        lambda r: write_mimic(r, [("1000", "7"), ("1000", "7")], [("1000", "7", ["x"])]),
+        "duplicate id",
+        "record_list.csv",
+    ),
+    "mimic: study measured twice": (
+        mimic_iv_ecg,
+        lambda r: write_mimic(r, [("1000", "7")], [("1000", "7", ["x"]), ("1000", "7", ["y"])]),
+        "duplicate id",
+        "machine_measurements.csv",
+    ),
+    "mimic: two subjects of a study": (
+        mimic_iv_ecg,
+        lambda r: write_mimic(r, [("1000", "7")], [("2000", "7", ["x"])]),
+        "mismatched subject_id",
+        "machine_measurements.csv",
+    ),
+    "cpsc2018: no header": (cpsc2018, lambda r: None, "no records", ""),
+    "csn: no header": (csn, lambda r: None, "no records", ""),
+    "cpsc2018: record in two folders": (cpsc2018, _cinc_twice, "duplicate id", "g1/A0001, g2/A0001"),
+    "csn: record in two folders": (csn, _cinc_twice, "duplicate id", "g1/A0001, g2/A0001"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_broken_tree_is_a_named_error(tmp_path, name):
+    loader, write, reason, message = TREES[name]
+    write(tmp_path)
     with pytest.raises(EcgReadError) as error:
-        ptbxl.read_index(write_ptbxl(tmp_path, **changes))
+        loader.read_index(tmp_path)
     assert error.value.reason == reason
-    assert message in error.value.detail
+    assert message in str(error.value)
 
 
-def test_tables_that_are_missing_or_without_a_column(tmp_path):
-    for loader in (ptbxl, mimic_iv_ecg):
-        with pytest.raises(EcgReadError) as error:
-            loader.read_index(tmp_path)
-        assert error.value.reason == "missing file"
-    (tmp_path / "ptbxl_database.csv").write_text("ecg_id,report\n1,x\n")
-    with pytest.raises(EcgReadError, match=r"bad csv \(no column patient_id"):
-        ptbxl.read_index(tmp_path)
-    (tmp_path / "ptbxl_database.csv").write_text("")
-    with pytest.raises(EcgReadError, match="bad csv"):
-        ptbxl.read_index(tmp_path)
-    with pytest.raises(EcgReadError, match="no column report_en"):
+@pytest.mark.parametrize("name", LOADERS)
+def test_folder_that_is_not_there(tmp_path, name):
+    with pytest.raises(EcgReadError, match=r"missing file .*DATA_ROOT"):
+        LOADERS[name].read_index(tmp_path / "nowhere")
+
+
+def test_report_column_that_is_not_there(tmp_path):
+    with pytest.raises(EcgReadError, match=r"no column report_en"):
         ptbxl.read_index(write_ptbxl(tmp_path), report_column="report_en")
-
-
-@pytest.mark.parametrize(
-    ("studies", "measurements", "reason", "file"),
-    [
-        ([("1000", "7"), ("1000", "7")], [("1000", "7", ["x"])], "duplicate id", "record_list.csv"),
-        ([("1000", "7")], [("1000", "7", ["x"]), ("1000", "7", ["y"])], "duplicate id", "machine_measurements.csv"),
-        ([("1000", "7")], [("2000", "7", ["x"])], "mismatched subject_id", "machine_measurements.csv"),
-    ],
-)
-def test_mimic_broken_tables(tmp_path, studies, measurements, reason, file):
-    with pytest.raises(EcgReadError) as error:
-        mimic_iv_ecg.read_index(write_mimic(tmp_path, studies, measurements))
-    assert error.value.reason == reason
-    assert error.value.path.endswith(file)
-
-
-# ---------------------------------------------------------------------------------------------------- folders
-
-
-def test_cinc_broken_trees(tmp_path):
-    for root, reason in ((tmp_path / "nowhere", "missing file"), (tmp_path, "no records")):
-        with pytest.raises(EcgReadError) as error:
-            cpsc2018.read_index(root)
-        assert error.value.reason == reason
-    write_wfdb(tmp_path / "g1/A0001")
-    write_wfdb(tmp_path / "g2/A0001")
-    with pytest.raises(EcgReadError, match=r"duplicate id .*g1/A0001, g2/A0001"):
-        cpsc2018.read_index(tmp_path)

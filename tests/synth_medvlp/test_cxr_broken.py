@@ -26,6 +26,7 @@ from synth_medvlp.datasets import (
     chexpert,
     covid_rural,
     covidx,
+    hannover,
     listed,
     mimic_cxr_jpg,
     padchest,
@@ -242,6 +243,18 @@ BROKEN = {
         "scan1.jpg",
     ),
     "covid-rural: no image": (covid_rural, lambda root: (root / "jpgs").mkdir(), "no records", ""),
+    "hannover: column renamed": (
+        hannover,
+        lambda root: (root / "data.csv").write_text("patient_id,image,projection\n1,a,pa\n"),
+        "bad csv",
+        "no column image_id",
+    ),
+    "hannover: rows that differ": (
+        hannover,
+        lambda root: (root / "data.csv").write_text("patient_id,image_id,projection\n1,a,pa\n2,a,pa\n"),
+        "duplicate id",
+        "1 values of image_id with differing rows",
+    ),
 }
 
 
@@ -287,9 +300,10 @@ def test_a_folder_without_the_set_names_the_first_missing_file_and_the_fix(tmp_p
             LOADERS[name].read_index(root)
 
 
-@pytest.mark.parametrize(
-    "path", ["../a.png", "/etc/a.png", "x/../../a.png", "..\\a.png", "C:/a.png", "s3://a/b.png", ""]
-)
+OUTSIDE = ["../a.png", "/etc/a.png", "x/../../a.png", "..\\a.png", "C:/a.png", "s3://a/b.png", ""]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
 def test_path_outside_the_root(tmp_path, path):
     index = chestxray14.read_index(write_nih(tmp_path / "root"))
     save(tmp_path / "a.png", film())
