@@ -184,8 +184,9 @@ def drawn_sizes(prepared: Prepared) -> dict[str, str]:
 
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
-    """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    content = [*weights_of(cfg, checkpoint), prepared.data_hash, cfg.data.slice_only]
+    """Identifies weights, data and decoding. Raises ValueError, see `weights_of`."""
+    seen = None if cfg.model.objective == "language" else prepared.data_hash  # that one is trained without volumes
+    content = [*weights_of(cfg, checkpoint, seen), prepared.data_hash, cfg.data.slice_only]
     return hash_of([*content, cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed, cfg.eval.inputs])
 
 
@@ -210,13 +211,7 @@ def main(args: list[str] | None = None) -> Path:
     models = {name: getattr(e, name) for name in ("green", "ratescore", "radgraph")}
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),
-        "scored_by": [
-            *cfg.eval.metrics,
-            cfg.eval.bertscore,
-            cfg.eval.bertscore_layer,
-            *models.values(),
-            cfg.eval.n_boot,
-        ],
+        "scored_by": [*e.metrics, e.bertscore, e.bertscore_layer, *models.values(), e.n_boot],
     }
     if evaluated(cfg, identity):
         return cfg.run_dir

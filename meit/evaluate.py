@@ -121,8 +121,8 @@ def attention(model: MeitModel, tokenizer, dataset: ReportDataset, cfg: Config) 
 
 
 def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
-    """Identifies weights, data and decoding. Raises ValueError where the run's weights are another config's."""
-    content = [*weights_of(cfg, checkpoint), prepared.data_hash, cfg.data.normalise]
+    """Identifies weights, data and decoding. Raises ValueError, see `weights_of`."""
+    content = [*weights_of(cfg, checkpoint, prepared.data_hash), prepared.data_hash, cfg.data.normalise]
     content += [prompt_instruction(cfg.data.instructions), cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed]
     content += [cfg.eval.inputs]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -135,9 +135,10 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     prepared = prepare(cfg)
     checkpoint = checkpoint_of(cfg)
+    e = cfg.eval
     identity = {
         "evaluation_hash": evaluation_hash(cfg, prepared, checkpoint),
-        "scored_by": [*cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.judge_model, cfg.eval.n_boot],
+        "scored_by": [*e.metrics, e.bertscore, e.bertscore_layer, e.judge_model, e.n_boot],
     }
     if evaluated(cfg, identity):
         return cfg.run_dir

@@ -118,6 +118,9 @@ def test_a_supervised_vit_is_scored_by_its_labels(cache, tmp_path):
     assert len(both) > 2
     by_library = np.mean([roc_auc_score(test.labels[:, k], scores[:, k]) for k in both])
     assert found["test"] == pytest.approx(by_library, abs=1e-4) and 0 <= found["train"] <= 1
+    (folder / "run.json").write_text(json.dumps(facts(folder) | {"data_hash": "x"}))
+    with pytest.raises(ValueError, match="other records, labels or texts; train again"):
+        evaluate.main(options(tmp_path, *more))
 
 
 class Killed(Exception):

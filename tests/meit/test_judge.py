@@ -158,3 +158,9 @@ def test_evaluation_with_a_judge_carries_the_ratings(server, tmp_path, monkeypat
     assert table.loc[table.input == "shuffle", list(CRITERIA)].isna().all(axis=None)
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert metrics["ecg"]["judge_mean"]["value"] == np.mean(list(GOOD.values()))
+    evaluate.main([*args, "--eval.bertscore_layer=3"])
+    assert 3 in json.loads((run / "metrics.json").read_text())["scored_by"], "of another layer, so scored again"
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"data_hash": "x"}))
+    with pytest.raises(ValueError, match="other records, labels or texts; train again"):
+        evaluate.main(args)
