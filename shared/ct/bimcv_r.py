@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shared.ct.ct_io import check_chest, read_nifti, resolve
+from shared.ct.ct_io import read_row
 from shared.ct.tables import find_volumes, held_out, make_index, read_table, stem
-from shared.ct.volume import CtReadError, CtVolume
+from shared.ct.volume import CtReadError
 
 NAME = "bimcv-r"
 TABLE = "curated_ct_report_path_En.csv"
@@ -109,8 +109,4 @@ def split(index: pd.DataFrame, seed: int) -> pd.Series:
     return pd.Series(parts, index=index.index)
 
 
-def read_volume(root: Path, row) -> CtVolume:
-    """The volume of an index row (Series or dict) as HU in LPS; CtReadError where it is broken or no chest in HU."""
-    path = resolve(root, row["path"])
-    ids = {name: row[name] for name in ("volume_id", "patient_id", "study_id")}
-    return check_chest(read_nifti(path, **ids), path)
+read_volume = read_row

@@ -314,3 +314,10 @@ def check_chest(volume: CtVolume, path: Path | str) -> CtVolume:
     if lung < LUNG_SHARE:
         raise CtReadError(path, "not a chest CT", f"lung is {lung:.1%} of what is not air")
     return volume
+
+
+def read_row(root: Path, row, table: TableHeader | None = None) -> CtVolume:
+    """The volume of an index row (Series or dict) as HU in LPS; CtReadError where it is broken or no chest in HU."""
+    path = resolve(root, row["path"])
+    ids = {name: row[name] for name in ("volume_id", "patient_id", "study_id")}
+    return check_chest(read_nifti(path, table, **ids), path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shared.ct.ct_io import TableHeader, check_chest, read_nifti, resolve
+from shared.ct.ct_io import TableHeader, read_row, resolve
 from shared.ct.tables import held_out, make_index, read_table, unique
 from shared.ct.volume import CtReadError, CtVolume
 
@@ -181,5 +181,4 @@ def read_volume(root: Path, row) -> CtVolume:
     if row["blank_header"]:
         geometry = (tuple(row["spacing_mm"]), tuple(row["origin_mm"]), tuple(row["direction"]))
         table = TableHeader(*geometry, row["slope"], row["intercept"])
-    ids = {name: row[name] for name in ("volume_id", "patient_id", "study_id")}
-    return check_chest(read_nifti(path, table, **ids), path)
+    return read_row(root, row, table)

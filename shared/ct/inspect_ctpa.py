@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shared.ct.ct_io import check_chest, read_nifti, resolve
+from shared.ct.ct_io import read_row
 from shared.ct.tables import find_volumes, make_index, read_table, stem, unique
-from shared.ct.volume import CtReadError, CtVolume
+from shared.ct.volume import CtReadError
 
 NAME = "inspect"
 KEY = "impression_id"
@@ -84,8 +84,4 @@ def split(index: pd.DataFrame, seed: int = 0) -> pd.Series:
     return pd.Series(np.array([PARTS[name] for name in index.split], dtype=str), index=index.index)
 
 
-def read_volume(root: Path, row) -> CtVolume:
-    """The volume of an index row (Series or dict) as HU in LPS; CtReadError where it is broken or no chest in HU."""
-    path = resolve(root, row["path"])
-    ids = {name: row[name] for name in ("volume_id", "patient_id", "study_id")}
-    return check_chest(read_nifti(path, **ids), path)
+read_volume = read_row
