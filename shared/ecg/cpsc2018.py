@@ -6,19 +6,8 @@
 simulator's second hospital.
 """
 
-from pathlib import Path
-
-import pandas as pd
-
 from shared.ecg.wfdb_io import cinc_index
 
 NAME = "cpsc2018"
 FS_HZ = 500.0
-
-
-def read_index(root: Path) -> pd.DataFrame:
-    """One row per header found below `root`, sorted by record id, with INDEX_COLUMNS; patient_id = record id.
-
-    labels: SNOMED CT codes. Raises EcgReadError: missing file, no records, duplicate id. See `cinc_index`.
-    """
-    return cinc_index(root)
+read_index = cinc_index

@@ -4,19 +4,8 @@ Layout: WFDBRecords/NN/NNN/JSnnnnn (.hea with SNOMED CT codes in `# Dx:`, .mat);
 reports, no patients. Serves K-MERL and SuPreME (downstream).
 """
 
-from pathlib import Path
-
-import pandas as pd
-
 from shared.ecg.wfdb_io import cinc_index
 
 NAME = "chapman-shaoxing-ningbo"
 FS_HZ = 500.0
-
-
-def read_index(root: Path) -> pd.DataFrame:
-    """One row per header found below `root`, sorted by record id, with INDEX_COLUMNS; patient_id = record id.
-
-    labels: SNOMED CT codes. Raises EcgReadError: missing file, no records, duplicate id. See `cinc_index`.
-    """
-    return cinc_index(root)
+read_index = cinc_index

@@ -269,9 +269,10 @@ def age_years(text: str) -> float:
 def cinc_index(root: Path) -> pd.DataFrame:
     """Index of a tree of WFDB records in the PhysioNet/CinC 2020/2021 form, whatever its folders are called.
 
-    SNOMED CT codes, age and sex come from the comments `# Dx:`, `# Age:`, `# Sex:` of each header, text from nowhere.
-    A header that cannot be parsed stays in the index, without labels, so that its reading fails by name later.
-    Sorted by record id. Counts in `.attrs["warnings"]`: "no Dx", "malformed Dx".
+    One row per header, sorted by record id, with INDEX_COLUMNS; patient_id = record id. Labels (SNOMED CT codes), age
+    and sex come from the comments `# Dx:`, `# Age:`, `# Sex:`, text from nowhere. A header that cannot be parsed stays
+    in the index, without labels, so that its reading fails by name later. Counts in `.attrs["warnings"]`: "no Dx",
+    "malformed Dx". Raises EcgReadError: missing file, no records, duplicate id.
     """
     root = Path(root)
     if not root.is_dir():
