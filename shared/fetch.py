@@ -32,11 +32,6 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def git_blob_of(path: Path) -> str:
     """Id that git gives the file's content: the checksum of small files on the Hugging Face hub."""
     content = path.read_bytes()

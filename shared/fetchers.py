@@ -18,9 +18,9 @@ from shared.fetch import (
     is_lfs_pointer,
     is_safe,
     part_of,
-    sha256_of,
     size_on_server,
 )
+from shared.locks import sha256_of
 from shared.releases import GITHUB, Release
 
 SUMS = "SHA256SUMS.txt"

@@ -1,6 +1,7 @@
 """One process at a time: several processes of one run ask for the same prepared data. And what a killed one leaves."""
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -41,6 +42,11 @@ def _in_a_forked_worker() -> None:
 
 
 os.register_at_fork(after_in_child=_in_a_forked_worker)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ next run continues after the last journaled one. `shared/ecg/store.py` and `shar
 """
 
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from shared.locks import sha256_of
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 128  # fixed, so that the shape can be filled in when it is known
@@ -38,11 +39,6 @@ def npy_header(*shape: int) -> bytes:
     """Header of a little-endian int16 .npy file (format 1.0), padded to HEADER_BYTES."""
     text = f"{{'descr': '<i2', 'fortran_order': False, 'shape': {shape}, }}".ljust(HEADER_BYTES - 11) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(file):
@@ -183,7 +179,7 @@ class Partial(ABC):
         table_part, manifest_part = self.out / f"{self.table}.parquet.part", self.out / "manifest.json.part"
         self.write_table(index, table_part)
         for name, path in ((f"{self.values}.npy", self.part), (f"{self.table}.parquet", table_part)):
-            manifest["bytes"][name], manifest["sha256"][name] = path.stat().st_size, sha256(path)
+            manifest["bytes"][name], manifest["sha256"][name] = path.stat().st_size, sha256_of(path)
         with open(manifest_part, "w") as file:
             json.dump(manifest, file, indent=1)
             sync(file)
@@ -243,5 +239,5 @@ class Store:
     def verify(self):
         """Hash both files against the manifest; StoreError naming the file that differs."""
         for name, expected in self.manifest["sha256"].items():
-            if sha256(self.path / name) != expected:
+            if sha256_of(self.path / name) != expected:
                 raise StoreError(f"{self.path / name}: SHA-256 differs from the manifest: damaged; pack it again")

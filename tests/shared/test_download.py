@@ -10,8 +10,9 @@ import pytest
 from download_server import BIG, DAT, TREE, assert_tree, publish
 
 from shared import download as dl
-from shared import fetch, fetchers
+from shared import fetchers
 from shared.download import DownloadError, check, download
+from shared.locks import sha256_of
 from shared.releases import MERL_SHA256, RELEASES
 
 
@@ -34,7 +35,7 @@ def test_fresh_then_nothing_again(server, tmp_path, capsys):
 def test_second_run_trusts_the_journal_and_notices_a_change(server, tmp_path, monkeypatch):
     download("ptb-xl", tmp_path, server.url)
     hashed = []
-    monkeypatch.setattr(fetchers, "sha256_of", lambda path: hashed.append(path.name) or fetch.sha256_of(path))
+    monkeypatch.setattr(fetchers, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
     download("ptb-xl", tmp_path, server.url)
     assert hashed == []
     path = tmp_path / "ptb-xl" / DAT
