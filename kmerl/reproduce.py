@@ -8,26 +8,13 @@ from kmerl.config import Config
 from kmerl.inputs import ALL_LEADS
 from kmerl.prep import prepare, prepare_tasks
 from shared.runs import engine, evidence
-from shared.runs.paper import Experiment, Paper
+from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
 
 LEADS = (ALL_LEADS, "partial")
 FILLED = (ALL_LEADS, "partial/zero", "partial/record_mean", "partial/lead_mean", "partial/einthoven+zero")
 MERL = {"model.method": "merl"}
 MASKED = (ALL_LEADS, "partial/zero", "partial/einthoven+zero")
-
-
-def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
-    """Another evaluation of the weights of experiment `of`."""
-    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
-
-
 SUPERVISED = {"model.method": "supervised", "eval.tasks": ["ptb-xl-superclass"], "train.epochs": 26}
-REAL = {  # the PTB-XL records at hand: zero-shot on all of them, probes out of fold
-    "eval.simulate": None,
-    "eval.all_records": True,
-    "eval.tasks": ["ptb-xl-superclass", "ptb-xl-subclass", "ptb-xl-form", "ptb-xl-rhythm"],
-}
-REAL_PROBE = REAL | {"eval.tasks": ["ptb-xl-superclass"]}
 REAL_SETS = (ALL_LEADS, "limb", "I+II", "I")
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from shared.runs import engine, evidence
-from shared.runs.paper import Experiment, Paper
+from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
 from supreme import tables
 from supreme.config import Config
 from supreme.prep import prepare, prepare_tasks
@@ -23,17 +23,6 @@ def essl(name: str) -> Experiment:
     return Experiment(method(name.replace("-", "_")), PROBES)
 
 
-def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
-    """Another evaluation of the weights of experiment `of`."""
-    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
-
-
-REAL = {  # the PTB-XL records at hand: zero-shot on all of them, probes out of fold
-    "eval.simulate": None,
-    "eval.all_records": True,
-    "eval.tasks": ["ptb-xl-superclass", "ptb-xl-subclass", "ptb-xl-form", "ptb-xl-rhythm"],
-}
-REAL_PROBE = REAL | {"eval.tasks": ["ptb-xl-superclass"]}
 ALL_LABELS = {"eval.probe.ratios": [1.0]}
 # Five findings held out of the extracted labels, whole: with all that is narrower, and patterns of premature beats.
 HELD_OUT = ["pvc", "bigeminy", "trigeminy", "lbbb", "sinus_tachycardia", "long_qt", "low_voltage"]

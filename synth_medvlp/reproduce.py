@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from shared.runs import engine, evidence
-from shared.runs.paper import Experiment, Paper
+from shared.runs.paper import Experiment, Paper, evaluation
 from synth_medvlp import pictures
 from synth_medvlp.config import Config
 from synth_medvlp.data import REAL_ONLY
@@ -27,11 +27,6 @@ def regime(name: str, *inputs: str, **overrides) -> Experiment:
 
 def three(prefix: str, *inputs: str, **overrides) -> dict[str, Experiment]:
     return {f"{prefix}-{name}": regime(name, *inputs, **overrides) for name in REGIMES}
-
-
-def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
-    """Another evaluation of the weights of experiment `of`."""
-    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
 
 
 def downstream(prefix: str, *inputs: str, of=(*REGIMES, "random-init")) -> dict[str, Experiment]:

@@ -6,6 +6,13 @@ from pathlib import Path
 
 from shared.runs.config import RunConfig, data_root
 
+REAL = {  # the PTB-XL records at hand: zero-shot on all of them, probes out of fold
+    "eval.simulate": None,
+    "eval.all_records": True,
+    "eval.tasks": ["ptb-xl-superclass", "ptb-xl-subclass", "ptb-xl-form", "ptb-xl-rhythm"],
+}
+REAL_PROBE = REAL | {"eval.tasks": ["ptb-xl-superclass"]}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -17,6 +24,11 @@ class Experiment:
     train: bool = True
     score: bool = True
     folds: int = 0  # out-of-fold over the official folds: one run per fold, predictions pooled
+
+
+def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
+    """Another evaluation of the weights of experiment `of`."""
+    return Experiment({"eval.checkpoint": f"{{{of}}}", **overrides}, inputs, after=(of,), train=False)
 
 
 class Paper(ABC):
