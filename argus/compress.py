@@ -43,13 +43,6 @@ def pixel_shuffle_3d(tokens: torch.Tensor, grid: Grid, factors: Grid) -> torch.T
     return x.flatten(4).flatten(1, 3)
 
 
-def pixel_unshuffle_3d(groups: torch.Tensor, grid: Grid, factors: Grid) -> torch.Tensor:
-    """The exact inverse of `pixel_shuffle_3d`: [B, N / S, S * C] -> [B, N, C] on `grid`."""
-    small = small_grid(grid, factors)
-    x = groups.unflatten(2, (*factors, -1)).unflatten(1, small)  # [B, gD/sD, gH/sH, gW/sW, sD, sH, sW, C]
-    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(1, 6)
-
-
 def mlp2(width: int, out: int, hidden: int | None = None) -> nn.Sequential:
     """The head that the arms share (M3D's projector)."""
     hidden = hidden or out

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-VIEWS = ("PA", "AP", "lateral", "other")
 Box = tuple[str, float, float, float, float]  # label, x, y, width, height; x to the right, y down, in pixels
 
 

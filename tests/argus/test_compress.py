@@ -16,7 +16,6 @@ from argus.compress import (
     build_compressor,
     mlp2,
     pixel_shuffle_3d,
-    pixel_unshuffle_3d,
     small_grid,
 )
 from argus.hilt import Hilt, HiltLayer, low_resolution
@@ -49,6 +48,13 @@ def members(grid, factors) -> list[list[int]]:
 
 
 # --- pixel shuffle ---
+
+
+def pixel_unshuffle_3d(groups: torch.Tensor, grid, factors) -> torch.Tensor:
+    """The exact inverse of `pixel_shuffle_3d`: [B, N / S, S * C] -> [B, N, C] on `grid`."""
+    small = small_grid(grid, factors)
+    x = groups.unflatten(2, (*factors, -1)).unflatten(1, small)  # [B, gD/sD, gH/sH, gW/sW, sD, sH, sW, C]
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(1, 6)
 
 
 @pytest.mark.parametrize("grid, factors", CASES)

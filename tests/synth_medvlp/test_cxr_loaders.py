@@ -37,8 +37,9 @@ from synth_medvlp.datasets import (
     targets,
 )
 from synth_medvlp.datasets.masks import encode_rle
-from synth_medvlp.record import VIEWS, CxrRecord
+from synth_medvlp.record import CxrRecord
 
+VIEWS = ("PA", "AP", "lateral", "other")
 WRITERS = {
     mimic_cxr_jpg: write_mimic,
     chexpert: write_chexpert,
