@@ -16,7 +16,7 @@ from argus.clinical import clinical_scores
 from argus.config import Config
 from shared.metrics.ct_findings import CT_RATE_LABELS, asserted, finding_scores
 from shared.metrics.ct_findings_validation import validated_findings
-from shared.metrics.findings import _F1, _ratio
+from shared.metrics.findings import F1, ratio
 from shared.metrics.interval import Scores, mean_scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
 from shared.runs.evidence import Scored, folder, read_predictions
@@ -133,7 +133,7 @@ def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
         for name in there & set(drawn[row.id]):
             size = np.searchsorted(edges[name], drawn[row.id][name])
             counts[i, size, 0 if name in said else 2] += 1
-    f1 = partial(_ratio, numerator=_F1[0], denominator=_F1[1])
+    f1 = partial(ratio, numerator=F1[0], denominator=F1[1])
     return {f"finding_f1_{s}": Scores(f"finding_f1_{s}", 1, counts[:, k], f1) for k, s in enumerate(SIZES)}
 
 

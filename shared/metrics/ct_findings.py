@@ -26,7 +26,7 @@ import numpy as np
 
 from shared.metrics import phrases
 from shared.metrics.ct_places import Place, attach, place_words, take_places
-from shared.metrics.findings import _F1, _PRECISION, _RECALL, _macro_f1, _ratio
+from shared.metrics.findings import F1, PRECISION, RECALL, macro_f1, ratio
 from shared.metrics.interval import Scores
 from shared.metrics.phrases import STATUSES, Lexicon, Mention
 
@@ -331,11 +331,11 @@ def agreement(
     in_references = counts[:, [0, 2]].any(axis=(0, 1))
     if not in_references.any():
         raise ValueError("no reference asserts any of the findings: nothing to score")
-    micro, ratios = counts.sum(axis=2), {"f1": _F1, "precision": _PRECISION, "recall": _RECALL}
-    reduce = {name: partial(_ratio, numerator=top, denominator=below) for name, (top, below) in ratios.items()}
-    out = [Scores(f"finding_{name}{suffix}", VERSION, micro, ratio) for name, ratio in reduce.items()]
+    micro, ratios = counts.sum(axis=2), {"f1": F1, "precision": PRECISION, "recall": RECALL}
+    reduce = {name: partial(ratio, numerator=top, denominator=below) for name, (top, below) in ratios.items()}
+    out = [Scores(f"finding_{name}{suffix}", VERSION, micro, how) for name, how in reduce.items()]
     macro = counts[:, :, in_references].reshape(len(counts), -1)
-    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, _macro_f1))
+    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, macro_f1))
     out += [Scores(f"finding_f1/{n}{suffix}", VERSION, counts[:, :, k], reduce["f1"]) for n, k in column.items()]
     return {score.name: score for score in out}
 

@@ -107,7 +107,7 @@ def _counts(references: Sequence[frozenset], hypotheses: Sequence[frozenset], na
     )
 
 
-def _ratio(sums: np.ndarray, numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:
+def ratio(sums: np.ndarray, numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:
     """Ratio of weighted tp, fp, fn (last axis); NaN where the denominator is 0."""
     below = sums @ np.asarray(denominator, dtype=np.float64)
     return np.divide(
@@ -115,13 +115,14 @@ def _ratio(sums: np.ndarray, numerator: Sequence[float], denominator: Sequence[f
     )
 
 
-_F1, _PRECISION, _RECALL = ([2, 0, 0], [2, 1, 1]), ([1, 0, 0], [1, 1, 0]), ([1, 0, 0], [1, 0, 1])
+# (numerator, denominator) of `ratio`: weights of tp, fp, fn.
+F1, PRECISION, RECALL = ([2, 0, 0], [2, 1, 1]), ([1, 0, 0], [1, 1, 0]), ([1, 0, 0], [1, 0, 1])
 
 
-def _macro_f1(sums: np.ndarray) -> np.ndarray:
+def macro_f1(sums: np.ndarray) -> np.ndarray:
     """Mean F1 over findings from sums [..., 3 * n_findings]; findings that nobody says in a resample are left out."""
     by_finding = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, -1)
-    f1 = _ratio(by_finding, *_F1)
+    f1 = ratio(by_finding, *F1)
     defined = np.isfinite(f1).sum(axis=-1)
     return np.divide(np.nansum(f1, axis=-1), defined, out=np.full(defined.shape, np.nan), where=defined > 0)
 
@@ -153,11 +154,11 @@ def finding_scores(
     micro = counts.sum(axis=2)
     suffix = "" if uncertain == "present" else "_certain"
     out = [
-        Scores(f"finding_{name}{suffix}", VERSION, micro, partial(_ratio, numerator=top, denominator=below))
-        for name, (top, below) in (("f1", _F1), ("precision", _PRECISION), ("recall", _RECALL))
+        Scores(f"finding_{name}{suffix}", VERSION, micro, partial(ratio, numerator=top, denominator=below))
+        for name, (top, below) in (("f1", F1), ("precision", PRECISION), ("recall", RECALL))
     ]
     macro = counts[:, :, in_references].reshape(len(counts), -1)
-    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, _macro_f1))
+    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, macro_f1))
     return {score.name: score for score in out}
 
 
