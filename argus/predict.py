@@ -26,11 +26,11 @@ from argus.prep import HU
 from shared.ct.ct_io import check_chest, read_nifti
 from shared.ct.dicom import read_dicom
 from shared.ct.geometry import Geometry, prepare
-from shared.ct.volume import CtReadError, CtVolume
+from shared.ct.volume import CtVolume
 from shared.metrics.figures import DPI, save
 from shared.runs.checkpoint import run_file
 from shared.runs.evaluation import device
-from shared.runs.predict import predict_parser
+from shared.runs.predict import predict_parser, refusals
 
 
 def read(path: Path, series_uid: str = "") -> CtVolume:
@@ -88,6 +88,15 @@ def place_of(model: ArgusModel, weights: torch.Tensor, shape) -> torch.Tensor | 
     return F.interpolate(weights.view(-1, 1, *grid), tuple(shape), mode="trilinear", align_corners=False)[:, 0]
 
 
+def served(checkpoint: Path) -> dict:
+    """Config of a run that writes reports of volumes; ValueError for any other."""
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
+    if run["model"]["objective"] != "report":
+        raise ValueError(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
+                         "volumes; take one of objective 'report'")  # fmt: skip
+    return run
+
+
 @torch.inference_mode()
 def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tuple[str, CtVolume, list]:
     """(report, the volume as the model saw it, [(sentence, attention [D, H, W] or None)]).
@@ -96,10 +105,7 @@ def report(volume: CtVolume, checkpoint: Path, section: str | None = None) -> tu
     and the sentence's tokens, where it is more than what the tokens of this report give to a place on average; of a
     single sentence, more than its least.
     """
-    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
-    if run["model"]["objective"] != "report":
-        raise SystemExit(f"{checkpoint}: a run of objective '{run['model']['objective']}', which writes no reports of "
-                         "volumes; take one of objective 'report'")  # fmt: skip
+    run = served(checkpoint)
     section = section or Rules(**run["data"]["rules"]).section(run["data"]["sources"][0])
     tokenizer, model = load_tokenizer(str(checkpoint)), ArgusModel.from_pretrained(checkpoint).to(device()).eval()
     seen = prepared_as(volume, run["data"])
@@ -149,10 +155,9 @@ def main(args: list[str] | None = None) -> str:
     options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with refusals(parser):
+        served(options.checkpoint)
         volume = read(options.volume, options.series)
-    except CtReadError as error:
-        parser.error(str(error))
     text, seen, parts = report(volume, options.checkpoint, options.section)
     draw(options.out, seen, parts, title=options.volume.name)
     print(text)

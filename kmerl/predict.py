@@ -18,10 +18,10 @@ from kmerl.leads import lead_mask
 from kmerl.prep import prepare, text_encoder
 from shared.ecg.decode import resampled
 from shared.ecg.plot import draw_attention
-from shared.ecg.record import LEADS, EcgReadError
+from shared.ecg.record import LEADS
 from shared.ecg.wfdb_io import read_file
 from shared.runs.checkpoint import run_file
-from shared.runs.predict import predict_parser
+from shared.runs.predict import predict_parser, refusals
 
 
 @torch.inference_mode()
@@ -56,15 +56,13 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     logging.disable_progress_bar()
     leads = tuple(name.strip() for name in options.leads.split(",") if name.strip())
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
-    try:
-        lead_mask(leads)
-        signal_mv, fs_hz = read_file(options.record, options.fs_hz, leads)
-    except (EcgReadError, ValueError) as error:
-        parser.error(str(error))
     cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     model = load(options.checkpoint).eval()
-    if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
-        parser.error(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")
+    with refusals(parser):
+        if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
+            raise ValueError(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")
+        lead_mask(leads)
+        signal_mv, fs_hz = read_file(options.record, options.fs_hz, leads)
     data = prepare(cfg)
     reports = data.records.store.records.report.iloc[data.rows].tolist()
     vectors = torch.from_numpy(text_encoder(cfg, reports)(names))

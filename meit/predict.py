@@ -15,19 +15,23 @@ from meit.data import load_tokenizer, normalise, prompt_instruction, prompt_text
 from meit.figures import draw_case
 from meit.model import MeitModel
 from shared.ecg.decode import resampled
-from shared.ecg.record import EcgReadError
 from shared.ecg.wfdb_io import read_file
 from shared.runs.checkpoint import run_file
-from shared.runs.predict import predict_parser
+from shared.runs.predict import predict_parser, refusals
+
+
+def served(checkpoint: Path) -> dict:
+    """Config of a run that writes reports of ECGs; ValueError for any other."""
+    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
+    if run["model"]["fusion"] in ("none", "words"):
+        raise ValueError(f"{checkpoint}: a pre-training run, which writes no reports of ECGs; take a run of a fusion")
+    return run
 
 
 def report(signal_mv: np.ndarray, fs_hz: float, checkpoint: Path) -> str:
     """The model's report of one ECG, resampled and normalised as its training data were."""
-    run = yaml.safe_load(run_file(checkpoint, "config.yaml").read_text())
-    target_hz = run["data"]["fs_hz"]
-    signal_mv = resampled(signal_mv, fs_hz, target_hz)
-    if run["model"]["fusion"] in ("none", "words"):
-        raise SystemExit(f"{checkpoint}: a pre-training run, which writes no reports of ECGs; take a run of a fusion")
+    run = served(checkpoint)
+    signal_mv = resampled(signal_mv, fs_hz, run["data"]["fs_hz"])
     tokenizer, model = load_tokenizer(str(checkpoint)), MeitModel.from_pretrained(checkpoint).eval()
     prompt = tokenizer(prompt_text(prompt_instruction(run["data"]["instructions"])), add_special_tokens=False)
     ids = torch.tensor([prompt.input_ids])
@@ -43,10 +47,9 @@ def main(args: list[str] | None = None) -> str:
     options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with refusals(parser):
+        served(options.checkpoint)
         signal_mv, fs_hz = read_file(options.record, options.fs_hz)
-    except EcgReadError as error:
-        parser.error(str(error))
     text = report(signal_mv, fs_hz, options.checkpoint)
     draw_case(options.out, signal_mv, fs_hz, "", {"MEIT": text}, title=options.record.stem)
     print(text)

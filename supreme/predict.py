@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from shared.ecg.decode import resampled
 from shared.ecg.plot import draw_attention
-from shared.ecg.record import LEADS, EcgReadError
+from shared.ecg.record import LEADS
 from shared.ecg.tasks import TASKS
 from shared.ecg.wfdb_io import read_file
 from shared.runs.checkpoint import run_file
-from shared.runs.predict import predict_parser
+from shared.runs.predict import predict_parser, refusals
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.model import SupremeModel
@@ -63,12 +63,10 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     logging.disable_progress_bar()
     cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
     model = load(options.checkpoint)
-    if not isinstance(model, SupremeModel) or model.cfg.encoder != "vit" or model.cfg.head != "cfn":
-        parser.error(f"{options.checkpoint}: no SuPreME with lead tokens and fusion network; take such a run")
-    try:
+    with refusals(parser):
+        if not isinstance(model, SupremeModel) or model.cfg.encoder != "vit" or model.cfg.head != "cfn":
+            raise ValueError(f"{options.checkpoint}: no SuPreME with lead tokens and fusion network; take such a run")
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, LEADS)
-    except (EcgReadError, ValueError, OSError) as error:
-        parser.error(str(error))
     names = vocabulary_of(options.vocabulary, cfg)
     if not names:
         parser.error("--vocabulary names no condition")

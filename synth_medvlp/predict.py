@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging
 
 from shared.runs.checkpoint import run_file
-from shared.runs.predict import predict_parser
+from shared.runs.predict import predict_parser, refusals
 from synth_medvlp.config import Config, parse
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.datasets.reading import read_image
@@ -65,10 +65,8 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     if not clean(options.prompt):
         parser.error("the prompt has no word: ask for a finding, such as 'left pleural effusion'")
     cfg = parse(["--config", str(run_file(options.checkpoint, "config.yaml"))])
-    try:
+    with refusals(parser):
         image = film(options.image, cfg)
-    except CxrReadError as error:
-        parser.error(str(error))
     model = load(options.checkpoint)
     score = float(scores(model, image[None], options.prompt, cfg.eval.scorer)[0])
     print(f"{score:.3f}  {options.prompt}")

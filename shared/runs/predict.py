@@ -1,6 +1,8 @@
 """The options that the `predict` of every paper has."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shared.runs.checkpoint import trained
@@ -14,3 +16,12 @@ def predict_parser(doc: str, paper: str, run: str) -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=trained(paper), default=checkpoint, help=which)
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="the picture")
     return parser
+
+
+@contextmanager
+def refusals(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """A run that is not served, or an input that cannot be read, is an error of the command line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:  # the loaders' errors are ValueErrors
+        parser.error(str(error))

@@ -42,7 +42,7 @@ def test_another_rate_is_resampled(checkpoint, signal_mv):
     assert isinstance(predict.report(np.repeat(signal_mv, 5, axis=1), 500, checkpoint), str)
 
 
-def test_what_cannot_be_read_is_named(checkpoint, signal_mv, tmp_path):
+def test_what_cannot_be_read_is_named(checkpoint, signal_mv, tmp_path, capsys):
     table = pd.DataFrame(signal_mv.T, columns=LEADS)
     table.drop(columns="V3").to_csv(tmp_path / "eleven.csv", index=False)
     table.loc[7:30, "V2"] = np.nan
@@ -58,3 +58,7 @@ def test_what_cannot_be_read_is_named(checkpoint, signal_mv, tmp_path):
         read_file(tmp_path / "nothing", None)
     with pytest.raises(SystemExit):
         predict.main([str(tmp_path / "x"), "--checkpoint", str(tmp_path / "none" / "checkpoint")])
+    assert "no trained run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path / "nothing.csv"), "--fs-hz=100", "--checkpoint", str(checkpoint)])
+    assert "nothing.csv" in capsys.readouterr().err
