@@ -19,10 +19,8 @@ from synth_medvlp.downstream import HEADLINE as HEADLINE_KIND
 from synth_medvlp.scoring import RANDOM_PIXEL, WHOLE_IMAGE
 
 REGIMES = {"real pairs": "real", "synthetic pairs": "synthetic", "real and synthetic": "mix"}
-METHODS = {f"ConVIRT, {label}": name for label, name in REGIMES.items()}
-METHODS |= {f"GLoRIA, {label}": f"gloria-{name}" for label, name in REGIMES.items()}
-METHODS |= {f"ConVIRT as in MGCA, {label}": f"mgca-{name}" for label, name in REGIMES.items()}
-METHODS |= {f"ConVIRT, {label}, longer": f"longer-{name}" for label, name in REGIMES.items()}
+TRAINED = {"": "ConVIRT", "gloria-": "GLoRIA", "mgca-": "ConVIRT as in MGCA", "longer-": "ConVIRT, longer"}
+METHODS = {f"{method}, {label}": prefix + name for prefix, method in TRAINED.items() for label, name in REGIMES.items()}
 METHODS |= {"ConVIRT, untrained": "random-init"}
 METHODS |= {f"ConVIRT, {label}; splits and labels as published": f"published-{name}" for label, name in REGIMES.items()}
 STAGES = {
@@ -166,8 +164,7 @@ def _gain(item_weights: np.ndarray, a: Statistic, b: Statistic, base: Statistic)
 
 def protocols(scored: dict[str, Scored]) -> dict[str, tuple[str, str]]:
     """Protocol in words -> metric, and key of `score_all` with {} for the regime."""
-    zero_shot = {"ConVIRT": "", "GLoRIA": "gloria-", "ConVIRT as in MGCA": "mgca-"}
-    zero_shot |= {"ConVIRT, longer": "longer-"}
+    zero_shot = {method: prefix for prefix, method in TRAINED.items()}
     zero_shot |= {"ConVIRT, splits and labels as published": "published-"}
     zero_shot |= {f"ConVIRT, {label}": f"{prefix}-" for prefix, label in WORLDS.items() if prefix}
     found = {f"zero-shot, {label}": (HEADLINE, f"{prefix}{{}}@image") for label, prefix in zero_shot.items()}
@@ -350,15 +347,20 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
 # --- figures ---
 
 
+def _loss_file(prefix: str) -> str:
+    return "-".join(["loss", *prefix.split("-")[:-1]]) + ".png"
+
+
 def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
     """Figures from scores alone; returns file and caption of all figures of the folder."""
-    out, logs = folder(cfg), {}
-    for label, name in METHODS.items():
-        seeds = [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-        if all(seeds):
-            logs[label] = seeds
-    if logs:
-        draw_losses(out / "loss.png", logs, "Training loss")
+    out = folder(cfg)
+    for prefix, method in TRAINED.items():  # their losses have other scales
+        logs = {
+            label: [facts["runs"].get(f"{prefix}{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
+            for label, name in REGIMES.items()
+        }
+        if logs := {label: seeds for label, seeds in logs.items() if all(seeds)}:
+            draw_losses(out / _loss_file(prefix), logs, f"Training loss, {method}")
     if any("ours" in c for c in card["claims"]):
         draw_claims(out / "claims.png", card)
     if all(f"{name}@image" in scored for name in REGIMES.values()):
@@ -375,6 +377,6 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
             for f in sorted(out.glob("maps-*.png"))
             for of in [", GLoRIA" if "gloria" in f.name else ", ConVIRT"]
         },
-        "loss.png": "Training loss.",
+        **{_loss_file(prefix): f"Training loss, {method}." for prefix, method in TRAINED.items()},
     }
     return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
