@@ -240,7 +240,7 @@ def test_every_moment_of_death(sources, packed, tmp_path, monkeypatch, moment):
 
     monkeypatch.setattr(store, "CHUNK_VOLUMES", 4)  # ten volumes: 3 chunks of two syncs each, then 8 steps
     with monkeypatch.context() as patch_:
-        for of, name in ((packing, "sync"), (packing, "sha256"), (store._Partial, "write_table")):
+        for of, name in ((packing, "sync"), (packing, "sha256_of"), (store._Partial, "write_table")):
             patch_.setattr(of, name, dying(getattr(of, name)))
         patch_.setattr(packing.os, "replace", dying(packing.os.replace))
         with pytest.raises(MemoryError):

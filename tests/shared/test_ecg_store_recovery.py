@@ -71,7 +71,7 @@ def test_every_moment_of_death(tree, packed, tmp_path, small_chunks, monkeypatch
         return wrapped
 
     with monkeypatch.context() as patch:
-        for of, name in ((packing, "sync"), (packing, "sha256"), (store._Partial, "write_table")):
+        for of, name in ((packing, "sync"), (packing, "sha256_of"), (store._Partial, "write_table")):
             patch.setattr(of, name, dying(getattr(of, name)))
         patch.setattr(packing.os, "replace", dying(os.replace))
         with pytest.raises(MemoryError):
