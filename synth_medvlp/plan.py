@@ -9,6 +9,7 @@ How often a text or an image is made anew is not known before: pass rates are as
 them); how they add up follows the loops of writer and image_check.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -80,13 +81,20 @@ class PlanConfig:
 
 
 def variants(cfg: PlanConfig) -> dict[str, tuple[ModelConfig, int]]:
-    """(model, pixels of its input) of what is planned side by side; the names tell the pixels inside the encoder."""
+    """(model, pixels of its input) of what is planned side by side: each method at `size_px`, then at the public codes'
+    crop; the names tell the pixels inside the encoder."""
     rows, names = {}, {"convirt": "ConVIRT", "convirt_mgca": "ConVIRT as in MGCA", "gloria": "GLoRIA"}
     for profile, name in names.items():
         model = replace(cfg.model, profile=profile).resolved()
-        for size in (cfg.size_px, CROP) if not model.image.resize else (cfg.size_px,):
+        for size in dict.fromkeys((cfg.size_px, CROP if not model.image.resize else cfg.size_px)):
             rows[f"{name}, {model.image.resize or size} px"] = model, size
     return rows
+
+
+def of_own_size(names: Sequence[str]) -> list[str]:
+    """Of the names of `variants` the first of each method, which is at `size_px`."""
+    first = {name.rpartition(",")[0]: name for name in reversed(names)}
+    return [name for name in names if name in first.values()]
 
 
 def on_meta(model: ModelConfig) -> VlpModel:
@@ -283,14 +291,14 @@ def show_training(cfg: PlanConfig) -> None:
     columns = ("variant", *PARTS, "total", "trained", "tokens + cells", "GFLOP", "GB, ZeRO 0 1 2 3", "+ GB")
     table("Parameters; tokens, cells, GFLOP per pair; GB per GPU: states, activations", columns, rows)
 
-    rows, names = [], [name for name in flop if f"{CROP} px" not in name]
+    rows, names = [], of_own_size(list(flop))
     for row in schedule(cfg):
         cells = [row["regime"], f"{row['pairs']:,}", row["equal"], f"{row['steps']:,}", f"{row['epochs']:.1f}"]
         for name in names:
             taken = [hours(flop[name], row["steps"], cfg, gpu) for gpu in cfg.peak_tflops]
             cells.append(" / ".join(f"{max(both):.2f}" + "l" * (both[1] > both[0]) for both in taken))
         rows.append(cells)
-    where = f"{cfg.gpus} GPUs ({' / '.join(cfg.peak_tflops)}), batch {cfg.global_batch}"
+    where = f"{cfg.gpus} GPUs ({' / '.join(cfg.peak_tflops)}), batch {cfg.global_batch}, arithmetic and loading alone"
     columns = ("regime", "pairs", "equal", "steps", "epochs", *names)
     table(f"Hours of one training on {where}; l: limited by loading", columns, rows)
 

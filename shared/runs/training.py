@@ -109,7 +109,8 @@ def _train_and_keep(cfg: RunConfig, trainer, tokenizer, facts: dict) -> None:
         trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     wall_s = time.perf_counter() - start
     if trainer.is_world_process_zero():
-        (cfg.run_dir / "run.json").unlink(missing_ok=True)  # it must never vouch for other weights
+        for file in ("run.json", "metrics.json"):  # they must never vouch for other weights
+            (cfg.run_dir / file).unlink(missing_ok=True)
     trainer.save_model(str(cfg.run_dir / "checkpoint"))
     if trainer.is_world_process_zero():
         if tokenizer is not None:

@@ -43,6 +43,16 @@ def test_killed_run_resumes_to_the_same_losses(package, cache, tmp_path):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+def test_other_weights_in_a_run_take_the_scores_of_the_old_ones_away(package, cache, tmp_path):
+    train(package, tmp_path, cache, *package.train)
+    run_folder = next(tmp_path.glob("**/run.json")).parent
+    (run_folder / "metrics.json").write_text("{}")
+    train(package, tmp_path, cache, *package.train)
+    assert (run_folder / "metrics.json").exists(), "nothing was trained again"
+    train(package, tmp_path, cache, *package.train, "--train.lr=1e-5")
+    assert not (run_folder / "metrics.json").exists()
+
+
 def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path):
     options = (*package.train, "--train.global_batch=16", "--train.micro_batch=8")
     train(package, tmp_path / "ddp", cache, *options, processes=2)

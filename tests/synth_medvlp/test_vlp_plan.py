@@ -85,6 +85,9 @@ def test_profiles_decide_about_pixels():
     names = list(plan.variants(PlanConfig()))
     assert names == ["ConVIRT, 256 px", "ConVIRT, 224 px", "ConVIRT as in MGCA, 299 px", "GLoRIA, 299 px"]
     assert list(plan.variants(CFG))[:2] == ["ConVIRT, 32 px", "ConVIRT, 224 px"]
+    others = ["ConVIRT as in MGCA, 299 px", "GLoRIA, 299 px"]
+    assert plan.of_own_size(names) == ["ConVIRT, 256 px", *others]
+    assert plan.of_own_size(list(plan.variants(PlanConfig(size_px=plan.CROP)))) == ["ConVIRT, 224 px", *others]
 
 
 def test_schedule_and_hours_by_hand():
