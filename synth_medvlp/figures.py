@@ -35,7 +35,7 @@ def draw_classes(path: Path, table: pd.DataFrame, regimes: Mapping[str, str]) ->
     ax.set_yticks(y, [f"{n}  {s}" for n, s in zip(names, shares, strict=True)], fontsize=7)
     ax.set(
         xlabel="AUROC, zero-shot",
-        title="Classes, the finding that the fewest training reports state first (share of reports; n test positives)",
+        title="Rarest in training reports first (share of reports; n test positives)",
     )
     ax.title.set_fontsize(9)
     ax.spines[["top", "right"]].set_visible(False)
