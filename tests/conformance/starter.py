@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 IMPORTS = ("deepspeed", "transformers.trainer", "transformers.models.auto.modeling_auto", "peft", "diffusers", "monai",
-           "wfdb", "scipy.signal", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "pandas", "SimpleITK",
-           "pyarrow.parquet", "matplotlib.pyplot", "jsonargparse", "jsonschema", "rich.progress")  # fmt: skip
+           "wfdb", "scipy.signal", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "pandas",
+           "pyarrow.parquet", "SimpleITK", "matplotlib.pyplot", "jsonargparse", "jsonschema", "rich.progress")  # fmt: skip
 
 
 class Starter:
