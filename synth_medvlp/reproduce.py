@@ -93,12 +93,10 @@ class SynthMedVlp(Paper):
     main_input = "image"
 
     def cannot_run(self, cfg: Config, name: str) -> str | None:
-        unnamed = [prefix for prefix in BY_TIER if name.startswith(prefix) and prefix not in cfg.reproduce.overrides]
-        return (
-            f"reproduce.overrides of this tier says nothing of {unnamed[0]}"
-            if unnamed
-            else super().cannot_run(cfg, name)
-        )
+        for prefix in BY_TIER:
+            if name.startswith(prefix) and prefix not in cfg.reproduce.overrides:
+                return f"reproduce.overrides of this tier says nothing of {prefix}"
+        return super().cannot_run(cfg, name)
 
     def keys(self, cfg: Config, name: str) -> dict:
         return {"data.n": cfg.data.n_synthetic} if name == "size-matched" else {}
