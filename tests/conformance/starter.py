@@ -6,7 +6,6 @@ libraries are imported beforehand, nothing of this repository, so what one packa
 fresh interpreter matters (hash seeds, torchrun), the suite starts one.
 """
 
-import contextlib
 import gc
 import importlib
 import json
@@ -18,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-IMPORTS = ("deepspeed", "transformers.trainer", "transformers.models.auto.modeling_auto", "peft", "diffusers", "monai",
-           "wfdb", "scipy.signal", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "pandas",
-           "pyarrow.parquet", "SimpleITK", "matplotlib.pyplot", "jsonargparse", "jsonschema", "rich.progress")  # fmt: skip
+IMPORTS = ("transformers.trainer", "transformers.models.auto.modeling_auto", "peft", "diffusers", "monai", "wfdb",
+           "scipy.signal", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "pandas", "pyarrow.parquet",
+           "SimpleITK", "matplotlib.pyplot", "jsonargparse", "jsonschema", "rich.progress")  # fmt: skip
 
 
 class Starter:
@@ -90,10 +89,9 @@ def become(request: dict) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # as `python -m` has it, in place of this file's folder
-    with contextlib.redirect_stdout(sys.stderr):  # answers alone go to stdout
-        for name in IMPORTS:
-            importlib.import_module(name)
-    gc.freeze()  # what is imported stays: no forked process has to walk, and so copy, all of it in each collection
+    for name in IMPORTS:
+        importlib.import_module(name)
+    gc.freeze()  # what is imported stays: no forked process walks, and so copies, all of it in each collection
     request = serve()
     become(request)
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
