@@ -5,6 +5,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -34,6 +35,7 @@ PRIOR = re.compile(  # an earlier examination or a date: what no volume shows (t
     r"|\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|\b\d{4}-\d{2}-\d{2}\b",
     re.IGNORECASE,
 )
+WITH_METEOR = ("volume", "shuffle", "constant")  # inputs; it is the slowest, and no table of other arms shows it
 MEAN = "mean"  # `<metric>:mean` is the mean over sources, `<metric>:<source>` one of them
 
 
@@ -67,8 +69,11 @@ def score_table(
     df = document_frequencies(train_reports) if "cider_d" in metrics else None
     scores |= score_texts(references, predictions, df, metrics)
     if "bleu" in metrics:
-        clean = score_texts([r2gen(text) for text in references], [r2gen(text) for text in predictions], None, ["bleu"])
-        scores |= {f"{name}_r2gen": replace(s, name=f"{name}_r2gen") for name, s in clean.items()}
+        clean = {text: r2gen(text) for text in {*references, *predictions}}
+        cleaned = score_texts(
+            [clean[text] for text in references], [clean[text] for text in predictions], None, ["bleu"]
+        )
+        scores |= {f"{name}_r2gen": replace(s, name=f"{name}_r2gen") for name, s in cleaned.items()}
     cited = [float(PRIOR.search(text) is not None) for text in predictions]
     scores["hallucinated_priors"] = mean_scores("hallucinated_priors", 1, cited)
     if bertscore:
@@ -142,21 +147,25 @@ def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder that predicted something. facts: runs.json."""
-    groups: dict[tuple, list[tuple[str, int, pd.DataFrame]]] = {}  # runs on the same test records are scored together
+    groups: dict[tuple, list[tuple[str, int, pd.DataFrame]]] = {}  # what is on the same test records, scored together
     for run in sorted(facts["runs"]):
         name, seed = run.rsplit("/seed", 1)
-        table = read_predictions(cfg, name, int(seed))
-        if len(table):
-            group = facts["runs"][run]["records_hash"], name in cfg.reproduce.headline
+        for kind, table in read_predictions(cfg, name, int(seed)).groupby("input", sort=False):
+            meteor = name in cfg.reproduce.headline and kind in WITH_METEOR
+            group = facts["runs"][run]["records_hash"], meteor
             groups.setdefault(group, []).append((name, int(seed), table))
     if not groups:
         raise SystemExit(f"{folder(cfg)}: nothing to score; run `make reproduce-argus TIER={cfg.tier}` first")
-    scored: dict[str, Scored] = {}
-    for (records_hash, headline), tables in groups.items():
-        everything = pd.concat([t for _, _, t in tables], ignore_index=True)
+
+    def scores_of(group: tuple[str, bool]) -> dict[str, Scores]:
+        records_hash, meteor = group
+        everything = pd.concat([table for _, _, table in groups[group]], ignore_index=True)
         train_reports = pd.read_parquet(folder(cfg) / "predictions" / f"train-reports-{records_hash}.parquet").report
-        # METEOR is the slowest, and no table of the other arms shows it.
-        metrics = DEFAULT_METRICS if headline else [m for m in DEFAULT_METRICS if m != "meteor"]
-        scores = score_table(everything, train_reports.tolist(), metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
-        add_runs(scored, tables, scores, facts, "records_hash", more=clinical_scores)
+        metrics = [m for m in DEFAULT_METRICS if m != "meteor" or meteor]
+        return score_table(everything, train_reports.tolist(), metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
+
+    scored: dict[str, Scored] = {}
+    with ThreadPoolExecutor() as pool:  # one waits for METEOR's Java while others count
+        for tables, scores in zip(groups.values(), pool.map(scores_of, groups), strict=True):
+            add_runs(scored, tables, scores, facts, "records_hash", more=clinical_scores)
     return scored

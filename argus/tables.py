@@ -4,7 +4,7 @@ from argus.clinical import BACKENDS
 from argus.config import Config
 from argus.figures import draw_levels
 from argus.manifest import SECTIONS
-from argus.scoring import LEFT_OUT, MEAN, SIZES
+from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
 from shared.metrics.scorecard import control
 from shared.runs.evidence import Scored, describe, folder, run_table
@@ -180,7 +180,8 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         quality_table(scored, main),
         level_table(scored, "ngrams", "N-grams", main, NGRAMS,
                     "The scores of `constant` show what overlap is worth without any finding. BLEU on lower-case text, "
-                    "`_r2gen` without punctuation and list numbers; BERTScore needs `eval.bertscore`."),
+                    "`_r2gen` without punctuation and list numbers; BERTScore needs `eval.bertscore`; METEOR, the "
+                    f"slowest, is computed of {', '.join(WITH_METEOR)} only."),
         source_table(scored, main),
     ]  # fmt: skip
     if "argus@volume" in scored:

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def tokenize(text: str) -> list[str]:
 
 def count_ngrams(tokens: Sequence[str]) -> Counter:
     """How often each n-gram of 1 to MAX_ORDER tokens occurs; keys are tuples."""
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_ORDER + 1) for i in range(len(tokens) - n + 1))
+    each = (zip(*(tokens[i:] for i in range(n)), strict=False) for n in range(1, MAX_ORDER + 1))
+    return Counter(chain.from_iterable(each))
 
 
 # --- document frequencies ---------------------------------------------------------------------------------------------
@@ -104,15 +106,14 @@ class _Pairs:
 
 
 def _prepare(references: Sequence[str], hypotheses: Sequence[str]) -> _Pairs:
-    reference_tokens = [tokenize(text) for text in references]
-    hypothesis_tokens = [tokenize(text) for text in hypotheses]
-    reference_ngrams = [count_ngrams(tokens) for tokens in reference_tokens]
-    hypothesis_ngrams = [count_ngrams(tokens) for tokens in hypothesis_tokens]
+    tokens = {text: tokenize(text) for text in {*references, *hypotheses}}  # each distinct text once
+    ngrams = {text: count_ngrams(found) for text, found in tokens.items()}
+    reference_tokens, hypothesis_tokens = ([tokens[text] for text in texts] for texts in (references, hypotheses))
+    reference_ngrams, hypothesis_ngrams = ([ngrams[text] for text in texts] for texts in (references, hypotheses))
     matches = np.zeros((len(references), MAX_ORDER))
     for row, hypothesis, reference in zip(matches, hypothesis_ngrams, reference_ngrams, strict=True):
-        for ngram, n in hypothesis.items():
-            if ngram in reference:
-                row[len(ngram) - 1] += min(n, reference[ngram])
+        for ngram in hypothesis.keys() & reference.keys():
+            row[len(ngram) - 1] += min(hypothesis[ngram], reference[ngram])
     return _Pairs(
         reference_tokens,
         hypothesis_tokens,
@@ -179,31 +180,33 @@ def _rouge_scores(pairs: _Pairs) -> list[Scores]:
     ]
 
 
-def _cider_d(hypothesis: Counter, reference: Counter, idf: dict, idf_unseen: float) -> float:
-    """CIDEr-D of one pair (Vedantam 2015): clipped TF-IDF cosine, length penalty, mean over orders, times 10."""
-    dot, norm_h, norm_r = [0.0] * MAX_ORDER, [0.0] * MAX_ORDER, [0.0] * MAX_ORDER
-    bigrams_h = bigrams_r = 0
-    for ngram, n in hypothesis.items():
-        order, weight = len(ngram) - 1, idf.get(ngram, idf_unseen)
-        norm_h[order] += (n * weight) ** 2
-        n_reference = reference.get(ngram, 0)
-        dot[order] += min(n, n_reference) * n_reference * weight**2
-        bigrams_h += n if order == 1 else 0
-    for ngram, n in reference.items():
-        order, weight = len(ngram) - 1, idf.get(ngram, idf_unseen)
-        norm_r[order] += (n * weight) ** 2
-        bigrams_r += n if order == 1 else 0
-    # Length is counted in bigrams, as the COCO code does: the same difference as in words, but for one-word texts.
-    penalty = math.exp(-((bigrams_h - bigrams_r) ** 2) / (2 * CIDER_SIGMA**2))
-    cosines = [d / math.sqrt(h * r) if h and r else 0.0 for d, h, r in zip(dot, norm_h, norm_r, strict=True)]
-    return 10.0 * penalty * sum(cosines) / MAX_ORDER
+def _tf_idf(ngrams: Counter, idf: dict, idf_unseen: float) -> tuple[list[float], int]:
+    """(Squared length of the TF-IDF vector of each order, number of bigrams) of one text."""
+    squared, bigrams = [0.0] * MAX_ORDER, 0
+    for ngram, n in ngrams.items():
+        squared[len(ngram) - 1] += (n * idf.get(ngram, idf_unseen)) ** 2
+        bigrams += n if len(ngram) == 2 else 0
+    return squared, bigrams
 
 
 def _cider_scores(pairs: _Pairs, df: DocumentFrequencies) -> list[Scores]:
+    """CIDEr-D of each pair (Vedantam 2015): clipped TF-IDF cosine, length penalty, mean over orders, times 10."""
     idf_unseen = math.log(df.n_documents)  # an unseen n-gram counts as one that was seen once
     idf = {ngram: idf_unseen - math.log(n) for ngram, n in df.counts.items()}
-    ngrams = zip(pairs.hypothesis_ngrams, pairs.reference_ngrams, strict=True)
-    return [mean_scores("cider_d", VERSION, [_cider_d(h, r, idf, idf_unseen) for h, r in ngrams])]
+    texts = {id(ngrams): ngrams for ngrams in (*pairs.hypothesis_ngrams, *pairs.reference_ngrams)}
+    known = {key: _tf_idf(ngrams, idf, idf_unseen) for key, ngrams in texts.items()}
+    values = []
+    for hypothesis, reference in zip(pairs.hypothesis_ngrams, pairs.reference_ngrams, strict=True):
+        dot = [0.0] * MAX_ORDER
+        for ngram, n in hypothesis.items():
+            if n_reference := reference.get(ngram):
+                dot[len(ngram) - 1] += min(n, n_reference) * n_reference * idf.get(ngram, idf_unseen) ** 2
+        (squared_h, bigrams_h), (squared_r, bigrams_r) = known[id(hypothesis)], known[id(reference)]
+        # Length is counted in bigrams, as the COCO code does: the same difference as in words, but for one-word texts.
+        penalty = math.exp(-((bigrams_h - bigrams_r) ** 2) / (2 * CIDER_SIGMA**2))
+        cosines = [d / math.sqrt(h * r) if h and r else 0.0 for d, h, r in zip(dot, squared_h, squared_r, strict=True)]
+        values.append(10.0 * penalty * sum(cosines) / MAX_ORDER)
+    return [mean_scores("cider_d", VERSION, values)]
 
 
 # --- METEOR -----------------------------------------------------------------------------------------------------------
@@ -353,4 +356,6 @@ def score_texts(
     unknown = set(metrics) - set(compute)
     if unknown:
         raise ValueError(f"unknown text metrics {sorted(unknown)}; known: {sorted(compute)}")
-    return {scores.name: scores for metric in metrics for scores in compute[metric]()}
+    with ThreadPoolExecutor() as pool:  # METEOR waits for Java, so the others are counted meanwhile
+        found = pool.map(lambda metric: compute[metric](), metrics)
+        return {scores.name: scores for several in found for scores in several}

@@ -152,25 +152,30 @@ def test_meteor_exact_stem_equals_a_plain_one(pairs):
     assert stemmed["meteor_exact_stem"].value == pytest.approx(1 - 0.5 / 8)
 
 
-@pytest.mark.parametrize("pairs_of_a_process", [metrics.METEOR_PAIRS, 1])
-def test_meteor_15_equals_pycocoevalcap(pairs, coco, monkeypatch, pairs_of_a_process):
-    monkeypatch.setattr(metrics, "METEOR_PAIRS", pairs_of_a_process)
-    monkeypatch.setattr(metrics.os, "cpu_count", lambda: 3)
+@pytest.fixture(scope="module")
+def coco_meteor(coco):
+    """METEOR of each pair by pycocoevalcap."""
     if metrics.meteor_jar() is None:
         pytest.skip("no java or no METEOR 1.5 jar here")
     from pycocoevalcap.meteor.meteor import Meteor
 
-    references, hypotheses = ([*texts, empty] for texts, empty in zip(pairs, ("normal ecg.", "  "), strict=True))
-    score = score_texts(references, hypotheses, metrics=("meteor",))["meteor_1.5"]
     java = Meteor()
     try:
-        expected = java.compute_score(*coco)[1]
+        return java.compute_score(*coco)[1]
     finally:  # its own __del__ leaves the pipes open
         java.meteor_p.kill()
         java.meteor_p.wait()
         java.meteor_p.stdout.close()
         java.meteor_p.stderr.close()
-    np.testing.assert_allclose(per_item(score)[:-1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pairs_of_a_process", [metrics.METEOR_PAIRS, 1])
+def test_meteor_15_equals_pycocoevalcap(pairs, coco_meteor, monkeypatch, pairs_of_a_process):
+    monkeypatch.setattr(metrics, "METEOR_PAIRS", pairs_of_a_process)
+    monkeypatch.setattr(metrics.os, "cpu_count", lambda: 3)
+    references, hypotheses = ([*texts, empty] for texts, empty in zip(pairs, ("normal ecg.", "  "), strict=True))
+    score = score_texts(references, hypotheses, metrics=("meteor",))["meteor_1.5"]
+    np.testing.assert_allclose(per_item(score)[:-1], coco_meteor, atol=1e-6)
     assert per_item(score)[-1] == 0
 
 
