@@ -16,6 +16,7 @@ from transformers.utils import logging
 from shared.runs.checkpoint import run_file
 from shared.runs.predict import predict_parser, refusals
 from synth_medvlp.config import Config, parse
+from synth_medvlp.datasets import mimic_cxr_jpg
 from synth_medvlp.datasets.images import read_pixels
 from synth_medvlp.datasets.reading import read_image
 from synth_medvlp.figures import draw_maps
@@ -24,6 +25,7 @@ from synth_medvlp.grounding import upsampled
 from synth_medvlp.model import VlpModel, load
 from synth_medvlp.record import CxrReadError, CxrRecord
 from synth_medvlp.text import clean
+from synth_medvlp.trees import simulated_tree
 
 BATCH = 64
 
@@ -45,7 +47,10 @@ def scores(model: VlpModel, images: np.ndarray, prompt: str, scorer: str | None)
 
 
 def higher_than(model: VlpModel, score: float, prompt: str, cfg: Config, n: int) -> float | None:
-    """Share of up to n real training images that score lower; None where the training set is not at hand."""
+    """Share of up to n real training images that score lower; None where the training set is not at hand (a published
+    run on another machine): nothing is simulated for one score."""
+    if cfg.data.simulate and not simulated_tree(mimic_cxr_jpg.NAME, cfg.data.simulate).exists():
+        return None
     try:
         images = real(cfg).images
     except (FileNotFoundError, CxrReadError):
@@ -58,7 +63,12 @@ def main(args: list[str] | None = None) -> dict[str, float | None]:
     parser = predict_parser(__doc__, "synth_medvlp", "mix")
     parser.add_argument("image", type=Path)
     parser.add_argument("prompt", help="what is asked, such as 'left pleural effusion'")
-    parser.add_argument("--compare", type=int, default=500, help="real training images to compare the score with")
+    parser.add_argument(
+        "--compare",
+        type=int,
+        default=500,
+        help="real training images, where they are at hand, to compare the score with",
+    )
     options = parser.parse_args(args)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

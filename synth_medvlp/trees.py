@@ -36,14 +36,18 @@ def tree(dataset: str, simulated: CxrSimulateConfig | None) -> tuple[Path, str]:
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is missing: `make data-{dataset}`, or set DATA_ROOT")
         return root, dataset
-    version = hash_of([hash_of(file.read_text()) for file in SIMULATOR])[:8]
-    name = f"{dataset}-{hash_of([asdict(simulated), version])}"
-    folder = cache_root() / "simulated-cxr"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{name}.lock"), disk_errors(folder):
-        if not (folder / name).exists():
+    root = simulated_tree(dataset, simulated)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked(root.with_name(f"{root.name}.lock")), disk_errors(root.parent):
+        if not root.exists():
             print(f"simulating {dataset}: {simulated.n_patients} patients, seed {simulated.seed}", flush=True)
             level = simulated.level if dataset == "mimic-cxr-jpg" else "none"
-            write(dataset, folder / name, simulated.n_patients, simulated.seed, simulated.size_px, level,
+            write(dataset, root, simulated.n_patients, simulated.seed, simulated.size_px, level,
                   workers=os.cpu_count() or 1)  # fmt: skip
-    return folder / name, "simulated"
+    return root, "simulated"
+
+
+def simulated_tree(dataset: str, simulated: CxrSimulateConfig) -> Path:
+    """Where the files of a simulated hospital are, or will be."""
+    version = hash_of([hash_of(file.read_text()) for file in SIMULATOR])[:8]
+    return cache_root() / "simulated-cxr" / f"{dataset}-{hash_of([asdict(simulated), version])}"

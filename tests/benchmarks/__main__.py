@@ -14,9 +14,9 @@ import torch
 
 from shared.metrics.benchmark import COLUMNS, Row
 from shared.metrics.report import markdown_table
-from tests.benchmarks import bench_ct, bench_kmerl, bench_store, bench_supreme, bench_synth
+from tests.benchmarks import bench_ct, bench_kmerl, bench_meit, bench_store, bench_supreme, bench_synth
 
-BENCHMARKS = (bench_store.run, bench_kmerl.run, bench_supreme.run, bench_ct.run, bench_synth.run)
+BENCHMARKS = (bench_store.run, bench_meit.run, bench_kmerl.run, bench_supreme.run, bench_synth.run, bench_ct.run)
 ROOT = Path(__file__).parents[2]
 RESULTS, RESULTS_GPU, README = ROOT / "results" / "bench.json", ROOT / "results" / "bench-gpu.json", ROOT / "README.md"
 BEGIN, END = "<!-- make bench ARGS=--write -->", "<!-- end of bench -->"

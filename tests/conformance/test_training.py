@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packages import environment, run, starter
+from packages import PACKAGES, environment, run, starter
 from safetensors.numpy import load_file
 
 LOG_ALL = ("--train.log_steps=1",)
@@ -58,7 +58,8 @@ def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path)
     assert len(plain) >= 4 and plain[-1] < plain[0]
     for stage in (1, 2, 3):
         deepspeed = f"--train.deepspeed={package.name}/configs/zero{stage}.json"
-        train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2, fresh=stage == 3)
+        torchrun = stage == 3 and package is PACKAGES["meit"]  # one stands for all: they start in the same way
+        train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2, fresh=torchrun)
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(plain, abs=2e-4), f"ZeRO-{stage}"
 
 

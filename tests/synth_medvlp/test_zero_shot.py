@@ -213,7 +213,7 @@ def test_weights_of_another_config_are_refused(args, scored):
         evaluate.main([*args, "--seed=7"])
 
 
-def test_predict_scores_and_draws_png_and_dicom(args, scored, tmp_path, capsys):
+def test_predict_scores_and_draws_png_and_dicom(args, scored, tmp_path, capsys, monkeypatch):
     root, _ = tree("rsna-pneumonia", CxrSimulateConfig(24, 0, 32))
     dicom = str(sorted(root.rglob("*.dcm"))[0])
     out = tmp_path / "heat.png"
@@ -226,6 +226,10 @@ def test_predict_scores_and_draws_png_and_dicom(args, scored, tmp_path, capsys):
     Image.fromarray(read_pixels(png)[0]).save(picture)
     alone = predict.main([str(picture), "edema", "--compare=0", *options[2:]])
     assert alone["higher_than"] is None and alone["score"] != found["score"]
+    with monkeypatch.context() as elsewhere:  # no training images there: none are simulated for one score
+        elsewhere.setenv("CACHE_ROOT", str(tmp_path / "empty"))
+        assert predict.main(options) == {"score": found["score"], "higher_than": None}
+        assert not (tmp_path / "empty").exists()
     for wrong, said in (
         ([str(tmp_path / "none.png"), "edema", options[2]], "missing file"),
         ([dicom, " , ", options[2]], "no word"),
