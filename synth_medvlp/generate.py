@@ -42,6 +42,11 @@ from synth_medvlp.writer import make, write_reports
 
 # Files of this package that decide what a stage makes, beside what they are given.
 _NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "ner_model.py", "entities.py")
+STAGES = {
+    "A1": "Real pairs", "A2": "Real images, screened", "A3": "Real images like those that A2 drops",
+    "A4": "Entities of real reports", "S1": "Entities asked for", "S2": "FINDINGS, written", "S3": "FINDINGS, checked",
+    "S4": "IMPRESSIONs, written and checked", "S5": "Images, drawn", "S6": "Images, checked", "S7": "Packed pairs",
+}  # fmt: skip
 CODE = {
     "real": ("real.py", "pairs.py", "datasets/reading.py", "datasets/mimic_cxr_jpg.py"),
     "audit": ("screening.py", "audit.py", "quality.py", "mllm.py"),
@@ -284,8 +289,12 @@ def main(args: list[str] | None = None) -> None:
     if worker()[0]:
         return
     if SET_OF.get(cfg.data.regime, "synthetic") == "synthetic":  # the others lack stages; the other processes have left
+        before = ""
         for stage, what, number in funnel(cfg):
-            print(f"{stage:>3}  {what:<60} {number}")
+            if stage != before:
+                print(f"\n{stage}  {STAGES[stage]}")
+            before = stage
+            print(f"    {what:<84} {number:.3f}" if isinstance(number, float) else f"    {what:<84} {number:,}")
     print(f"{len(pairs)} pairs in {stage_folder_of(pairs)}")
 
 

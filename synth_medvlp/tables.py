@@ -373,7 +373,8 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
         **{
-            f.name: f"Zero-shot maps of the three regimes on a test image with a box or mask (outlined){of}."
+            f.name: f"Zero-shot maps of the three regimes on a test image with a box or mask (outlined){of}. "
+            "Each map is shown from its median (dark) to its 99.5th percentile (bright)."
             for f in sorted(out.glob("maps-*.png"))
             for of in [", GLoRIA" if "gloria" in f.name else ", ConVIRT"]
         },
