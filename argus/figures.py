@@ -106,5 +106,5 @@ def draw_levels(
     ax.grid(axis="x", color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
-        fig.legend(loc="outside lower right", frameon=False, ncols=len(series))
+        fig.legend(loc="outside lower right", frameon=False, ncols=min(2, len(series)))
     save(fig, path)

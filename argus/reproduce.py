@@ -146,7 +146,7 @@ class Argus(Paper):
             return f"reproduce.overrides of this tier says nothing of {base(name)}"
         if base(name) == f"from-{ENCODER}" and ENCODER not in cfg.reproduce.encoders:
             return "the recipe itself is that arm at this tier"
-        return next((why for row, why in cfg.reproduce.not_here.items() if base(name).startswith(row)), None)
+        return super().cannot_run(cfg, base(name))
 
     def starts_from(self, cfg: Config, name: str) -> dict[str, str]:
         """Small tiers pre-train their own language model; every tier its ViTs."""

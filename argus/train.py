@@ -3,7 +3,7 @@
 `model.objective` says what is trained: an encoder (mae, clip, supervised), a small language model on report text
 (language), or volume -> report, whose two stages (reference: Training schedule) are two runs: the second names the
 first's checkpoint in `train.init`. One process or `torchrun` runs it; ZeRO by `--train.deepspeed
-argus/configs/zero1.json`.
+shared/runs/zero1.json`.
 """
 
 from pathlib import Path
@@ -63,10 +63,6 @@ class ArgusTrainer(StopsAtBrokenLoss, Trainer):
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
     """What all papers set, and what this one adds."""
-    if cfg.train.deepspeed and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(
         **trainer_arguments(cfg, data_hash) | {"num_train_epochs": cfg.train.epochs / cfg.data.share},
         max_steps=cfg.train.steps or -1,

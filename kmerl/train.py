@@ -1,18 +1,17 @@
 """Pre-train K-MERL or a baseline: `python -m kmerl.train --config kmerl/configs/laptop.yaml --model.method kmerl`.
 
 ECG-text contrast and entity classification on masked leads (reference: M4, M7, M8); MERL by `--model.method merl`. One
-process or `torchrun` runs it; ZeRO by `--train.deepspeed kmerl/configs/zero1.json`.
+process or `torchrun` runs it; ZeRO by `--train.deepspeed shared/runs/zero1.json`.
 """
 
 from pathlib import Path
 
-import torch
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from kmerl.baselines import build, load
-from kmerl.config import Config, parse
+from kmerl.config import parse
 from kmerl.data import Collator, EcgTextDataset
 from kmerl.prep import prepare
 from shared.runs.facts import finished
@@ -21,15 +20,6 @@ from shared.runs.training import StopsAtBrokenLoss, fit, over_all_processes, tra
 
 class EcgTrainer(StopsAtBrokenLoss, Trainer):
     """The library's Trainer, which stops on a loss that is not finite."""
-
-
-def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
-    """What all papers set, and what this one adds."""
-    if cfg.train.deepspeed and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
-    return TrainingArguments(**trainer_arguments(cfg, data_hash))
 
 
 def main(args: list[str] | None = None) -> Path:
@@ -50,7 +40,7 @@ def main(args: list[str] | None = None) -> Path:
 
     trainer = EcgTrainer(
         model=over_all_processes(model),
-        args=arguments(cfg, data.data_hash),
+        args=TrainingArguments(**trainer_arguments(cfg, data.data_hash)),
         train_dataset=train_set,
         data_collator=Collator(train_set, n_samples),
     )

@@ -9,7 +9,6 @@ from meit.cases import draw_cases
 from meit.config import Config
 from meit.prep import prepare
 from shared.runs import engine, evidence
-from shared.runs.config import data_root
 from shared.runs.paper import Experiment, Paper
 
 FAMILIES = ("llama", "mistral", "gpt2", "gpt_neo", "gpt_neox", "gptj", "bloom", "opt")
@@ -40,7 +39,7 @@ EXPERIMENTS = {
         after=("ptb-xl",),
         folds=10,
     ),
-    # secondary: instruction tuning, zero-shot transfer, perturbation, more ECG tokens, the nine families
+    # secondary: instruction tuning, zero-shot transfer, perturbation, more ECG tokens, the families of LLMs
     "plain": Fusion({"data.instructions": "none"}),
     "zero-shot": Fusion({**PTB_XL, "eval.checkpoint": "{meit}"}, ("ecg", "shuffle"), after=("meit",), train=False),
     "zero-shot-plain": Fusion(
@@ -82,11 +81,7 @@ class Meit(Paper):
     def cannot_run(self, cfg: Config, name: str) -> str | None:
         if EXPERIMENTS[name].family not in cfg.reproduce.backbones:
             return f"reproduce.backbones of this tier names no {EXPERIMENTS[name].family}"
-        if name == "real-ptb-xl" and not cfg.data.simulate:
-            return "`ptb-xl` is the real release at this tier, and its training folds would be scored"
-        if name == "real-ptb-xl" and not (data_root() / "ptb-xl").is_dir():
-            return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
-        return None
+        return super().cannot_run(cfg, name)
 
     def starts_from(self, cfg: Config, name: str) -> dict[str, str]:
         """Small tiers pre-train their own language model and encoder."""

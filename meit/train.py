@@ -2,7 +2,7 @@
 
 LoRA adapters and the whole ECG encoder are trained on instruction -> report (reference: Training). The same script
 pre-trains the small language models of the laptop tier: `--model.fusion none --model.lora_r 0` on a scratch backbone.
-One process or `torchrun` runs it; ZeRO by `--train.deepspeed meit/configs/zero1.json`.
+One process or `torchrun` runs it; ZeRO by `--train.deepspeed shared/runs/zero1.json`.
 """
 
 from pathlib import Path
@@ -45,10 +45,6 @@ class MeitTrainer(StopsAtBrokenLoss, Trainer):
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
     """What all papers set, and what this one adds."""
-    if cfg.train.deepspeed and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(
         **trainer_arguments(cfg, data_hash), activation_checkpointing=cfg.train.gradient_checkpointing
     )

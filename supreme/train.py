@@ -2,12 +2,11 @@
 
 Supervised by labels that were extracted once from the reports (reference: M5); the self-supervised objectives by
 `--model.method simclr` and so on. One process or `torchrun` runs it; ZeRO by `--train.deepspeed
-supreme/configs/zero1.json`.
+shared/runs/zero1.json`.
 """
 
 from pathlib import Path
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
@@ -34,10 +33,6 @@ class AfterStep(TrainerCallback):
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
     """What all papers set, and what this one adds."""
-    if cfg.train.deepspeed and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(**trainer_arguments(cfg, data_hash), max_steps=cfg.train.steps or -1)
 
 
@@ -69,7 +64,8 @@ def main(args: list[str] | None = None) -> Path:
         data_hash=data.data_hash,
         split_sha256=data.split_sha256,
         source=data.source,
-        shown={"n_terms": len(data.terms), "n_train": len(train_set)},
+        n_train=len(train_set),
+        shown={"n_terms": len(data.terms)},
     )
 
 

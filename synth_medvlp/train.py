@@ -1,7 +1,7 @@
 """Pre-train on pairs: `python -m synth_medvlp.train --config synth_medvlp/configs/laptop.yaml --data.regime ..`
 
 ConVIRT or GLoRIA on real, synthetic or mixed pairs (reference: regimes; Training settings). One process or `torchrun`
-runs it; ZeRO by `--train.deepspeed synth_medvlp/configs/zero1.json`.
+runs it; ZeRO by `--train.deepspeed shared/runs/zero1.json`.
 """
 
 from pathlib import Path
@@ -44,10 +44,6 @@ class Epoch(TrainerCallback):
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:
     """What all papers set, and what this one adds."""
-    if cfg.train.deepspeed and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     return TrainingArguments(
         **trainer_arguments(cfg, data_hash), max_steps=cfg.train.steps or -1, adam_beta1=cfg.train.adam_beta1
     )
@@ -85,12 +81,8 @@ def main(args: list[str] | None = None) -> Path:
         data_hash=data.data_hash,
         split_sha256=data.split_sha256,
         source=data.source,
-        shown={
-            "n_train": len(train_set),
-            "without_text": train_set.left_out,
-            "negatives": negatives,
-            "loaded_tensors": model.loaded,
-        },
+        n_train=len(train_set),
+        shown={"without_text": train_set.left_out, "negatives": negatives, "loaded_tensors": model.loaded},
     )
 
 

@@ -170,7 +170,7 @@ def _usage(run: Run, name: str) -> str:
 
 
 def _data(run: Run) -> str:
-    n = run.facts.get("n_train", run.facts.get("shown", {}).get("n_train"))
+    n = run.facts.get("n_train")
     records = "Records" if n is None else f"{n:,} records"
     kind = "simulated, in the layout and report style of" if run.simulated else "of"
     titles = "\n".join(f"- {RELEASES[r].title}" for r in run.releases)

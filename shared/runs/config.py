@@ -40,7 +40,7 @@ class RunTrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0  # 0 = no clipping
     bf16: bool = True
-    deepspeed: str | None = None  # configs/zero1.json ..: ZeRO stage; null = plain data parallelism
+    deepspeed: str | None = None  # shared/runs/zero1.json ..: ZeRO stage; null = plain data parallelism
     save_steps: int = 200
     log_steps: int = 10
 

@@ -57,15 +57,16 @@ class Paper(ABC):
 
     def cannot_run(self, cfg: RunConfig, name: str) -> str | None:
         """Why this tier, or this machine's data, cannot run an experiment; None where it can. One that turns
-        `eval.simulate` off is on the PTB-XL records at hand."""
+        `data.simulate` or `eval.simulate` off is on the PTB-XL records at hand."""
         for prefix, reason in cfg.reproduce.not_here.items():
             if name.startswith(prefix):
                 return reason
-        if self.experiments[name].overrides.get("eval.simulate", "") is None:
-            if not cfg.eval.simulate:
-                return "the tasks are the real releases at this tier"
-            if not (data_root() / "ptb-xl").is_dir():
-                return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
+        for part in ("data", "eval"):
+            if self.experiments[name].overrides.get(f"{part}.simulate", "") is None:
+                if not getattr(cfg, part).simulate:
+                    return "this tier has the real releases already"
+                if not (data_root() / "ptb-xl").is_dir():
+                    return f"{data_root() / 'ptb-xl'} is missing (`make data-ptb-xl`, or set DATA_ROOT)"
         return None
 
     def starts_from(self, cfg: RunConfig, name: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 The call itself, the model and the data are the paper's; a Trainer comes in as it is, so nothing is imported for it.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -48,6 +49,9 @@ def trainer_arguments(cfg: RunConfig, data_hash: str) -> dict:
     Raises ValueError where the global batch is not micro batch x accumulation x processes.
     """
     t = cfg.train
+    if t.deepspeed and not torch.cuda.is_available():
+        ops = importlib.import_module("deepspeed.ops")  # only where it is asked for: the import takes seconds
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no use on a CPU, and compiling it needs ninja
     accumulation, rest = divmod(t.global_batch, t.micro_batch * n_processes())
     if rest or not accumulation:
         raise ValueError(

@@ -179,7 +179,7 @@ def test_two_processes_under_zero3_train_as_one_does(cache, tmp_path):
     """Frozen weights whole in the checkpoint, activations recomputed; the other stages: tests/conformance."""
     options_of_both = ("--train.global_batch=4", "--train.micro_batch=2", "--train.steps=2", "--model.train_vit=false")
     one = run(tmp_path / "one", *options_of_both)
-    zero3 = f"--train.deepspeed={ROOT / 'argus' / 'configs' / 'zero3.json'}"
+    zero3 = f"--train.deepspeed={ROOT / 'shared' / 'runs' / 'zero3.json'}"
     more = options(tmp_path / "two", *options_of_both, "--model.gradient_checkpointing=true", zero3)
     start("argus.train", *more, processes=2, cache=cache)
     two = next((tmp_path / "two").glob("**/run.json")).parent

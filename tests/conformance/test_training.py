@@ -57,7 +57,7 @@ def test_zero_stages_agree_with_plain_data_parallelism(package, cache, tmp_path)
     plain = losses(tmp_path / "ddp")
     assert len(plain) >= 4 and plain[-1] < plain[0]
     for stage in (1, 2, 3):
-        deepspeed = f"--train.deepspeed={package.name}/configs/zero{stage}.json"
+        deepspeed = f"--train.deepspeed=shared/runs/zero{stage}.json"
         torchrun = stage == 3 and package is PACKAGES["meit"]  # one stands for all: they start in the same way
         train(package, tmp_path / f"zero{stage}", cache, *options, deepspeed, processes=2, fresh=torchrun)
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(plain, abs=2e-4), f"ZeRO-{stage}"
@@ -78,7 +78,7 @@ def test_frozen_weights_survive_zero3(package, smoke, cache, tmp_path):
         pytest.skip(f"{package.name}: no weights of its models are frozen")
     backbone = next((smoke / "runs").glob(f"**/{package.frozen_from}/seed0/checkpoint"))
     options = [o.format(backbone=backbone) for o in package.frozen]
-    zero3 = f"--train.deepspeed={package.name}/configs/zero3.json"
+    zero3 = "--train.deepspeed=shared/runs/zero3.json"
     train(package, tmp_path, cache, *options, zero3, processes=1)
     before = load_file(backbone / "model.safetensors")
     after = load_file(next(tmp_path.glob("**/checkpoint/model.safetensors")))
