@@ -128,6 +128,8 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel
     train_set = None
     if set(WITHOUT_LLM) & set(cfg.eval.inputs):
         train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
+    for kind in set(cfg.eval.inputs) - {*WITHOUT_LLM}:  # an unknown one is refused before anything is generated
+        model_input(dataset, cfg.data, [0], kind, cfg.seed)
     sizes = drawn_sizes(prepared)
 
     def part(job: tuple[str, int]) -> pd.DataFrame:

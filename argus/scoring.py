@@ -51,7 +51,8 @@ def score_table(
     train_reports: CIDEr-D takes its document frequencies from them. Returns metric name -> Scores over the rows of the
     table, in their order. `finding_f1` and its like count findings whose reading is validated; `all_finding_f1` counts
     all, `rest_finding_f1` the validated without LEFT_OUT, `place_finding_f1` those at the right place, `label_f1` the
-    18 labels of CT-RATE. `hallucinated_priors`: share of predictions that cite what no volume shows (PRIOR).
+    18 labels of CT-RATE. Shares of predictions: `hallucinated_priors`, that cite what no volume shows (PRIOR);
+    `unfinished`, that do not end with a sentence, as where generation was cut.
     """
     pairs, rows = distinct(table[["reference", "prediction"]])
     references, predictions = pairs.reference.tolist(), pairs.prediction.tolist()
@@ -76,6 +77,8 @@ def score_table(
         scores |= {f"{name}_r2gen": replace(s, name=f"{name}_r2gen") for name, s in cleaned.items()}
     cited = [float(PRIOR.search(text) is not None) for text in predictions]
     scores["hallucinated_priors"] = mean_scores("hallucinated_priors", 1, cited)
+    unfinished = [float(not text.rstrip().endswith((".", "!", "?"))) for text in predictions]
+    scores["unfinished"] = mean_scores("unfinished", 1, unfinished)
     if bertscore:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)

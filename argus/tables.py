@@ -12,7 +12,7 @@ from shared.runs.evidence import Scored, describe, folder, run_table
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
 FINDINGS = ("finding_f1", "finding_precision", "finding_recall", "finding_macro_f1", "place_finding_f1",
-            "rest_finding_f1", "all_finding_f1", "label_f1", "hallucinated_priors")  # fmt: skip
+            "rest_finding_f1", "all_finding_f1", "label_f1", "hallucinated_priors", "unfinished")  # fmt: skip
 SHORT = ("finding_f1", "finding_macro_f1", "place_finding_f1", "bleu_4", "cider_d")
 CLINICAL = {
     "green": ("green", "green_parsed_only", "green_truncated"),
@@ -59,14 +59,15 @@ def volume(rows: dict[str, str]) -> dict[str, str]:
 
 def controls(scored: dict[str, Scored], compare) -> list[dict]:
     """Finding-level F1 of what should fail, and how far the model is above it: over the mentions of validated findings
-    (the headline), as the mean over these findings, over the mentions of all. compare: (metric, ours, theirs)."""
+    (the headline), as the mean over these findings, over the mentions of all, at the right place. compare: (metric,
+    ours, theirs)."""
     if "argus@volume" not in scored:
         return []
     data = describe(scored["argus@volume"])
     others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
     others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
     rows = []
-    for metric in ("finding_f1", "finding_macro_f1", "all_finding_f1"):
+    for metric in ("finding_f1", "finding_macro_f1", "all_finding_f1", "place_finding_f1"):
         for control_id, (key, note) in others.items():
             if key in scored:
                 ours = compare(metric, "argus", key)
@@ -104,7 +105,8 @@ def quality_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
         "Distinct reports: of one seed, on average. rest_finding_f1 leaves out "
         f"{', '.join(name.replace('_', ' ') for name in LEFT_OUT)} (named after the first laptop runs were seen); "
         "all_finding_f1 also counts findings whose reading is not validated; hallucinated_priors is the share of "
-        "reports that cite an earlier examination or a date."
+        "reports that cite an earlier examination or a date (no simulated report does); unfinished, of those that do "
+        "not end with a sentence, as where generation was cut."
     )
     table = level_table(scored, "quality", "Findings", rows, FINDINGS, note)
     table["columns"].append("distinct reports")

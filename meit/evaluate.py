@@ -34,6 +34,7 @@ from shared.runs.facts import commit
 from shared.runs.reports import majority_report, shown, summary_of
 
 CHUNK = 256  # records per part file
+WITHOUT_LLM = ("majority", "nearest")
 
 
 @torch.inference_mode()
@@ -89,7 +90,9 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataF
     model = MeitModel.from_pretrained(checkpoint).to(device()).eval()
 
     train_set = None
-    if {"majority", "nearest"} & set(cfg.eval.inputs):
+    for kind in set(cfg.eval.inputs) - {*WITHOUT_LLM}:  # an unknown one is refused before anything is generated
+        model_input(dataset, cfg.data, [0], kind, cfg.seed)
+    if set(WITHOUT_LLM) & set(cfg.eval.inputs):
         train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
 
     def part(job: tuple[str, int]) -> pd.DataFrame:

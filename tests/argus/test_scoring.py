@@ -102,6 +102,12 @@ def test_reports_that_cite_what_no_volume_shows_are_counted():
     assert scores.stats[:, 0].tolist() == list(PRIORS.values()) and scores.value == pytest.approx(4 / 6)
 
 
+def test_reports_that_were_cut_are_counted():
+    texts = ["No nodule is seen.", "No nodule is seen. No vertebral", "", "Clear? "]
+    scores = score_table(table_of(4).assign(prediction=texts), TEXTS, ["bleu"])["unfinished"]
+    assert scores.stats[:, 0].tolist() == [0, 1, 1, 0]
+
+
 def test_a_source_is_scored_as_if_it_stood_alone():
     table = table_of()
     scores = score_table(table, TEXTS, metrics=["bleu", "rouge"])
