@@ -61,6 +61,10 @@ class Config(RunConfig):
     PAPER: ClassVar[str] = "kmerl"
     TRAINED: ClassVar[tuple[str, ...]] = ("data", "extract", "text", "model", "train")
 
+    @property
+    def n_samples(self) -> int:
+        return round(self.data.fs_hz * self.data.seconds)
+
     def starts(self) -> list[str | None]:
         return [self.train.init]
 

@@ -20,11 +20,11 @@ from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
 from kmerl.prep import Pretraining, prepare, prepare_tasks, text_encoder
 from kmerl.scoring import seen_or_not
-from shared.ecg.downstream import Downstream, batches, downstream_hash, read_mv
+from shared.ecg.downstream import Downstream, downstream_hash, read_mv
 from shared.ecg.prompts import class_texts
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device
-from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, score_tasks
+from shared.runs.tasks import TaskEvaluation, eval_identity, score_tasks
 
 
 @dataclass
@@ -34,15 +34,10 @@ class Evaluation(TaskEvaluation):
     queries: dict[str, torch.Tensor]  # data set -> vectors [n_slots, d_text], classes of its tasks in order
     training_mean: np.ndarray  # [12] mV, of the pre-training leads
 
-    @property
-    def n_samples(self) -> int:
-        return round(self.cfg.data.fs_hz * self.cfg.data.seconds)
-
     @torch.inference_mode()
     def run(self, dataset: str, rows: np.ndarray, spec: Input, what: str) -> np.ndarray:
         """`scores` [n, n_slots] or `features` [n, d] of the store's rows, given only the leads of `spec`."""
-        store, mask = self.downstream[dataset].packed.store, spec.mask
-        device = next(self.model.parameters()).device
+        mask, device = spec.mask, next(self.model.parameters()).device
         filled = bool(spec.fill) or not self.model.accepts_partial_leads
         if not spec.fill and filled and not mask.all():
             raise ValueError(
@@ -52,29 +47,16 @@ class Evaluation(TaskEvaluation):
             known = mask | lead_tools.derivable(mask)
         else:
             known = mask
-        half = self.cfg.eval.variant == "as_published" and dataset == "cpsc2018"
-        out = None
-        size = self.cfg.eval.batch
-        for positions, signal_mv in batches(store, rows, self.n_samples, self.model.step_samples, size, half):
-            if spec.control == "zeroed":
-                signal_mv = np.zeros_like(signal_mv)
-            if spec.control == "permuted":
-                signal_mv = signal_mv[:, cycle(12, self.cfg.seed)]
+
+        def values_of(signal_mv: np.ndarray) -> torch.Tensor:
             if filled:
                 signal_mv = lead_tools.fill(signal_mv, mask, spec.fill or "zero", self.training_mean)
             ecg, leads = torch.from_numpy(signal_mv).to(device), torch.from_numpy(known).to(device)
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.bf16)
-            with autocast:
-                if what == "features":
-                    values = self.model.features(ecg, leads)
-                else:
-                    values = self.model.scores(ecg, self.queries[dataset].to(device), leads)
-            values = values.float().cpu().numpy()
-            out = np.zeros((len(rows), values.shape[1]), np.float32) if out is None else out
-            out[positions] = values
-        if spec.control == "shuffled":
-            out = out[cycle(len(rows), self.cfg.seed)]
-        return out
+            if what == "features":
+                return self.model.features(ecg, leads)
+            return self.model.scores(ecg, self.queries[dataset].to(device), leads)
+
+        return self.through(dataset, rows, spec, values_of)
 
 
 def seen_classes(downstream: dict[str, Downstream], entities: list[str]) -> dict[str, list[int]]:
@@ -98,8 +80,8 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
         )
         for dataset, r in downstream.items()
     }
-    n_samples = round(cfg.data.fs_hz * cfg.data.seconds)
-    mean = lead_tools.lead_means(read_mv(store, rows[:: max(1, len(rows) // 1000)], n_samples))  # a thousand will do
+    some = read_mv(store, rows[:: max(1, len(rows) // 1000)], cfg.n_samples)  # a thousand will do
+    mean = lead_tools.lead_means(some)
     return Evaluation(cfg, model, downstream, queries, mean), data
 
 

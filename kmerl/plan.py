@@ -233,8 +233,8 @@ def from_run_config(file: str) -> dict[str, Any]:
 
     run = parse(["--config", file])
     model = {f"model.{name}": value for name, value in vars(run.model).items()}
-    seconds_of = {"n_samples": round(run.data.fs_hz * run.data.seconds)}
-    return model | seconds_of | {"global_batch": run.train.global_batch, "epochs": run.train.epochs}
+    training = {name: getattr(run.train, name) for name in ("global_batch", "epochs")}
+    return model | training | {"n_samples": run.n_samples}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     data = prepare(cfg)
     reports = data.records.store.records.report.iloc[data.rows].tolist()
     vectors = torch.from_numpy(text_encoder(cfg, reports)(names))
-    signal_mv = resampled(signal_mv, fs_hz, cfg.data.fs_hz)[:, : round(cfg.data.fs_hz * cfg.data.seconds)]
+    signal_mv = resampled(signal_mv, fs_hz, cfg.data.fs_hz)[:, : cfg.n_samples]
     found, segment_s = attend(model, signal_mv, vectors, names, leads, cfg.data.fs_hz)
     draw_attention(options.out, signal_mv, cfg.data.fs_hz, found, segment_s, leads, title=options.record.stem)
     for name, (score, _) in found.items():

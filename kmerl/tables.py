@@ -256,7 +256,7 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
     true = true_classes(test[test.id == record], release)[:3]
     for lead_set in (ALL_LEADS, "I+II"):
-        signal_mv = release.packed.store.signal_mv(row)[:, : evaluation.n_samples]
+        signal_mv = release.packed.store.signal_mv(row)[:, : cfg.n_samples]
         chosen = [i for i, t in enumerate(texts) if t in true]
         vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
         leads, fs_hz = CLINICAL_SETS[lead_set], run_cfg.data.fs_hz

@@ -34,15 +34,14 @@ def main(args: list[str] | None = None) -> Path:
 
     set_seed(cfg.seed)
     train_set = EcgTextDataset(data, cfg.data.permute_entities, cfg.seed)
-    n_samples = round(cfg.data.fs_hz * cfg.data.seconds)
-    sizes = n_samples, data.text_vectors.shape[1], len(data.entities.names)
+    sizes = cfg.n_samples, data.text_vectors.shape[1], len(data.entities.names)
     model = load(cfg.train.init) if cfg.train.init else build(cfg.model, *sizes)
 
     trainer = EcgTrainer(
         model=over_all_processes(model),
         args=TrainingArguments(**trainer_arguments(cfg, data.data_hash)),
         train_dataset=train_set,
-        data_collator=Collator(train_set, n_samples),
+        data_collator=Collator(train_set, cfg.n_samples),
     )
     trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(

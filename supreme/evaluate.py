@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from shared.ecg.downstream import Downstream, batches, downstream_hash
+from shared.ecg.downstream import Downstream, downstream_hash
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device
 from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, score_tasks
@@ -37,32 +37,19 @@ class Evaluation(TaskEvaluation):
         """`scores` [n, n_slots] or `features` [n, d] of the store's rows."""
         if spec.control == "prior":
             return np.tile(self.prior[dataset].astype(np.float32), (len(rows), 1))
-        device = next(self.model.parameters()).device
-        queries, seed = self.queries[dataset], self.cfg.seed
+        device, queries = next(self.model.parameters()).device, self.queries[dataset]
         if spec.control == "texts":
-            queries = queries[cycle(len(queries), seed)]
-        half = self.cfg.eval.variant == "as_published" and dataset == "cpsc2018"
-        store, out = self.downstream[dataset].packed.store, None
-        step, size = self.model.step_samples, self.cfg.eval.batch
-        for positions, signal_mv in batches(store, rows, self.cfg.n_samples, step, size, half):
-            if spec.control == "zeroed":
-                signal_mv = np.zeros_like(signal_mv)
-            if spec.control == "permuted":
-                signal_mv = signal_mv[:, cycle(12, seed)]
+            queries = queries[cycle(len(queries), self.cfg.seed)]
+
+        def values_of(signal_mv: np.ndarray) -> torch.Tensor:
             ecg = torch.from_numpy(np.ascontiguousarray(signal_mv)).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.bf16):
-                if what == "features":
-                    values = self.model.features(ecg)
-                elif self.model.cfg.method == "supervised":
-                    values = self.model.scores(ecg)[:, self.slots(dataset)]
-                else:
-                    values = self.model.scores(ecg, queries.to(device))
-            values = values.float().cpu().numpy()
-            out = np.zeros((len(rows), values.shape[1]), np.float32) if out is None else out
-            out[positions] = values
-        if spec.control == "shuffled":
-            out = out[cycle(len(rows), seed)]
-        return out
+            if what == "features":
+                return self.model.features(ecg)
+            if self.model.cfg.method == "supervised":
+                return self.model.scores(ecg)[:, self.slots(dataset)]
+            return self.model.scores(ecg, queries.to(device))
+
+        return self.through(dataset, rows, spec, values_of)
 
     def slots(self, dataset: str) -> slice:
         """Columns of a supervised head that belong to a release."""

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 
-from shared.ecg.downstream import VAL, Downstream, downstream_hash, probe_scores
+from shared.ecg.downstream import VAL, Downstream, batches, downstream_hash, probe_scores
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
@@ -62,6 +63,25 @@ class TaskEvaluation(ABC):
     @abstractmethod
     def run(self, dataset: str, rows: np.ndarray, spec: TaskInput, what: str) -> np.ndarray:
         """`scores` [n, n_slots] or `features` [n, d] of the store's rows, given the input `spec`."""
+
+    def through(
+        self, dataset: str, rows: np.ndarray, spec: TaskInput, values_of: Callable[[np.ndarray], torch.Tensor]
+    ) -> np.ndarray:
+        """`values_of` [b, d] of signals [b, 12, T] in mV, batch by batch -> float32 [n, d] of the store's rows. The
+        controls zeroed, permuted (leads) and shuffled (records) are made here."""
+        cfg, store, out = self.cfg, self.downstream[dataset].packed.store, None
+        half = cfg.eval.variant == "as_published" and dataset == "cpsc2018"
+        for positions, signal_mv in batches(store, rows, cfg.n_samples, self.model.step_samples, cfg.eval.batch, half):
+            if spec.control == "zeroed":
+                signal_mv = np.zeros_like(signal_mv)
+            if spec.control == "permuted":
+                signal_mv = signal_mv[:, cycle(12, cfg.seed)]
+            with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=cfg.train.bf16):
+                values = values_of(signal_mv)
+            values = values.float().cpu().numpy()
+            out = np.zeros((len(rows), values.shape[1]), np.float32) if out is None else out
+            out[positions] = values
+        return out[cycle(len(rows), cfg.seed)] if spec.control == "shuffled" else out
 
     def rows(self, dataset: str, spec: TaskInput) -> pd.DataFrame:
         """Records that are run: the test part, validation for thresholds, all parts for probes."""

@@ -49,10 +49,10 @@ def loading() -> Row:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CACHE_ROOT=folder):
         small = ["--data.simulate.n_records=400", "--extract.min_count=5"]
         cfg = parse(["--config=kmerl/configs/laptop.yaml", *small])
-        dataset, n_samples = EcgTextDataset(prepare(cfg)), round(cfg.data.fs_hz * cfg.data.seconds)
+        dataset = EcgTextDataset(prepare(cfg))
         items = np.random.default_rng(0).permutation(len(dataset))[: cfg.train.micro_batch].tolist()
-        model = build(cfg.model, n_samples, cfg.text.dim).train()
-        return against_reading("kmerl", model, Collator(dataset, n_samples), items)
+        model = build(cfg.model, cfg.n_samples, cfg.text.dim).train()
+        return against_reading("kmerl", model, Collator(dataset, cfg.n_samples), items)
 
 
 def configs() -> dict[str, ModelConfig]:
