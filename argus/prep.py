@@ -25,7 +25,7 @@ from shared.ct.simulate_findings import LABELS
 from shared.ct.simulate_layouts import simulator_hash, write
 from shared.ct.store import CtStore, pack
 from shared.locks import locked
-from shared.runs.config import cache_root, data_root, hash_of
+from shared.runs.config import cache_root, hash_of, official_tree
 from shared.store import disk_errors
 
 NOT_READERS = "simulate*.py"  # of shared/ct: files that decide nothing about how a tree is read
@@ -107,13 +107,6 @@ def prepare(cfg: Config) -> Prepared:
 
 
 # --- trees ------------------------------------------------------------------------------------------------------------
-
-
-def official_tree(source: str) -> Path:
-    root = data_root() / source
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Fetch it with `make data-{source}` or set DATA_ROOT.")
-    return root
 
 
 def simulated_tree(source: str, sim: SimulateCt) -> Path:

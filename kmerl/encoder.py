@@ -60,7 +60,7 @@ class LeadEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=affine)
 
     def forward(self, ecg: torch.Tensor, visible: Visible) -> torch.Tensor:
-        """ecg [B, 12, T] in [0, 1] -> final tokens [B, n, width]; rows that visible.mask hides mean nothing."""
+        """ecg [B, 12, T], normalised -> final tokens [B, n, width]; rows that visible.mask hides mean nothing."""
         x = self.tokens(ecg, visible)
         for block in self.blocks:
             x = block(x, visible.mask)

@@ -14,9 +14,7 @@ from shared.metrics.figures import CYCLE, DPI, MARKERS, draw_curve, save
 Estimate = tuple[float, float, float]  # value, lower and upper end of its interval
 
 
-def draw_lead_counts(
-    path: Path, methods: Mapping[str, Mapping[int, Estimate]], ylabel: str = "macro AUROC", title: str = ""
-) -> None:
+def draw_lead_counts(path: Path, methods: Mapping[str, Mapping[int, Estimate]], ylabel: str = "macro AUROC") -> None:
     """Score against the number of available leads, 1..12, with error bands. methods: name -> {count: estimate}.
 
     A count that a method lacks leaves a gap in its line.
@@ -26,12 +24,10 @@ def draw_lead_counts(
     for name, estimates in methods.items():
         rows = np.array([estimates.get(count, (np.nan,) * 3) for count in counts], dtype=float)
         lines[name] = tuple(rows.T)
-    draw_curve(path, counts, lines, "number of available leads", ylabel, title)
+    draw_curve(path, counts, lines, "number of available leads", ylabel)
 
 
-def draw_lead_sets(
-    path: Path, methods: Mapping[str, Mapping[str, Estimate]], ylabel: str = "macro AUROC", title: str = ""
-) -> None:
+def draw_lead_sets(path: Path, methods: Mapping[str, Mapping[str, Estimate]], ylabel: str = "macro AUROC") -> None:
     """Score at each fixed lead set with its 95 % interval, methods side by side. methods: name -> {set: estimate}.
 
     Sets stand in the order in which they first occur.
@@ -47,7 +43,7 @@ def draw_lead_sets(
         value, lo, hi = np.array(list(estimates.values()), dtype=float).T
         style = {"color": CYCLE[k % len(CYCLE)], "marker": MARKERS[k % len(MARKERS)], "label": name}
         ax.errorbar(x, value, [value - lo, hi - value], ls="none", markersize=5, elinewidth=1.4, capsize=2, **style)
-    ax.set(xlim=(-0.5, len(sets) - 0.5), ylabel=ylabel, title=title, xlabel="available leads")
+    ax.set(xlim=(-0.5, len(sets) - 0.5), ylabel=ylabel, xlabel="available leads")
     ax.set_xticks(range(len(sets)), sets)
     ax.grid(axis="y", color="0.9")
     ax.set_axisbelow(True)

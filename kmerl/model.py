@@ -152,7 +152,7 @@ class EcgOutput(ModelOutput):
 
 
 class EcgModel(PreTrainedModel):
-    """What K-MERL and its baselines share. An encoder maps ecg [B, 12, T] in [0, 1] to tokens and pooled features."""
+    """What K-MERL and its baselines share. An encoder maps normalised ecg [B, 12, T] to tokens and pooled features."""
 
     main_input_name = "ecg"
     accepts_loss_kwargs = False

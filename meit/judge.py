@@ -50,38 +50,28 @@ SCHEMA = {
     "required": list(CRITERIA),
 }
 
+# Retries are for timeouts, 429, server errors and replies that are no valid rating.
+ASKING = {"retries": 4, "timeout_s": 60.0, "backoff_s": 1.0, "workers": 4, "max_new_tokens": 1024}
 
-def judge_reports(
-    pairs: pd.DataFrame,
-    base_url: str,
-    model: str,
-    cache_path: Path,
-    api_key: str | None = None,
-    retries: int = 4,
-    timeout_s: float = 60.0,
-    backoff_s: float = 1.0,
-    workers: int = 4,
-) -> pd.DataFrame:
+
+def judge_reports(pairs: pd.DataFrame, base_url: str, model: str, cache_path: Path) -> pd.DataFrame:
     """Rate each generated report against its reference.
 
     pairs: columns id, reference, prediction. base_url: e.g. http://localhost:8000/v1. cache_path: JSON-lines file, one
-    accepted rating per line under a hash of model, prompt and pair. api_key: else the environment's JUDGE_API_KEY, so
-    that no key stands in a config. retries: further attempts after the first, for timeouts, 429, server errors and
-    replies that are no valid rating, with the wait doubling from backoff_s.
+    accepted rating per line under a hash of model, prompt and pair. The key is the environment's JUDGE_API_KEY, so that
+    none stands in a config.
     Returns id, the four criteria (float, 1-5), and `error`: "" or why the pair got no rating. Pairs that fail are NaN,
     counted and logged; they are never given a score. Equal pairs are asked once.
     Raises EndpointError where the endpoint refuses the key, the model or the address, or cannot be reached.
     """
-    cfg = SimpleNamespace(base_url=base_url, model=model, workers=workers, retries=retries, timeout_s=timeout_s,
-                          backoff_s=backoff_s, max_new_tokens=1024)  # fmt: skip
-    judge = Endpoint(cfg, api_key or os.environ.get("JUDGE_API_KEY"))
+    judge = Endpoint(SimpleNamespace(base_url=base_url, model=model, **ASKING), os.environ.get("JUDGE_API_KEY"))
     keys = [_key(model, row.reference, row.prediction) for row in pairs.itertuples()]
     ratings = dict(entries(cache_path, lambda e: (e["key"], {name: e[name] for name in CRITERIA}), "rating"))
     todo = {key: row for key, row in zip(keys, pairs.itertuples(), strict=True) if key not in ratings}
     log.info("judge %s: %d pairs, %d of them to ask", model, len(pairs), len(todo))
     Path(cache_path).parent.mkdir(parents=True, exist_ok=True)
     errors: dict[str, str] = {}
-    asked = ((key, until_valid(_question(row), SCHEMA, dict, retries)) for key, row in todo.items())
+    asked = ((key, until_valid(_question(row), SCHEMA, dict, ASKING["retries"])) for key, row in todo.items())
     with open(cache_path, "a", encoding="utf-8") as cache:
         for key, (reply, error, _) in judge.hold(asked):
             if error:

@@ -31,6 +31,17 @@ UNNUMBERED = re.compile(  # what numpy, torch and safetensors say, whose errors 
 )
 
 
+class ReadError(ValueError):
+    """What cannot be used as it is. `reason` is a short key that counts in a manifest's list of skips."""
+
+    def __init__(self, path, reason: str, detail: str = ""):
+        self.path, self.reason, self.detail = str(path), reason, detail
+        super().__init__(f"{path}: {reason}" + (f" ({detail})" if detail else ""))
+
+    def __reduce__(self):  # three arguments, one message: worker processes hand errors on by pickling them
+        return type(self), (self.path, self.reason, self.detail)
+
+
 class StoreError(RuntimeError):
     """A store that cannot be written or read as it is; the message names the file and the fix."""
 

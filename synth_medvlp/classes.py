@@ -51,10 +51,10 @@ def affirms(cfg: Config, texts: list[str], classes: Sequence[str]) -> dict[str, 
 
 
 @torch.inference_mode()
-def drawn(cfg: Config, checkpoint: Path, classes: list[str], least: int = 10) -> dict[str, dict[str, float]]:
+def drawn(cfg: Config, checkpoint: Path, classes: list[str]) -> dict[str, dict[str, float]]:
     """Class -> said: share of the prompts of the synthetic images that affirm its plain name; shown, possible: AUROC
     of these images, and of the simulator's for the same prompts, under the class's prompt by the model of `checkpoint`
-    against that. Classes with fewer than `least` of either are left out; `possible` is of simulated data only."""
+    against that. Classes with fewer than 10 of either are left out; `possible` is of simulated data only."""
     pairs, model = synthetic(cfg), load(checkpoint)
     prompts = pairs.table.impression.tolist()
     sides = {"shown": pairs.images}
@@ -62,7 +62,7 @@ def drawn(cfg: Config, checkpoint: Path, classes: list[str], least: int = 10) ->
         seeds = list(range(len(prompts)))
         sides["possible"] = generator(replace(cfg.image, checkpoint="oracle"), cfg.data.size_px)(prompts, seeds)[0]
     says, texts = affirms(cfg, prompts, classes), class_texts(classes, cfg.eval.prompts)
-    usual = {c: asked for c, asked in says.items() if least <= asked.sum() <= len(asked) - least}
+    usual = {c: asked for c, asked in says.items() if 10 <= asked.sum() <= len(asked) - 10}
     found = {c: {"said": float(asked.mean())} for c, asked in usual.items()}
     for side, images in sides.items():
         batches = (torch.from_numpy(np.array(images[i : i + 256])) for i in range(0, len(images), 256))

@@ -8,18 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from shared.store import ReadError
+
 Box = tuple[str, float, float, float, float]  # label, x, y, width, height; x to the right, y down, in pixels
 
 
-class CxrReadError(ValueError):
-    """Something that cannot be used as it is. `reason` is a short key that counts in a manifest's list of skips."""
-
-    def __init__(self, path, reason: str, detail: str = ""):
-        self.path, self.reason, self.detail = str(path), reason, detail
-        super().__init__(f"{path}: {reason}" + (f" ({detail})" if detail else ""))
-
-    def __reduce__(self):  # three arguments, one message: worker processes hand errors on by pickling them
-        return CxrReadError, (self.path, self.reason, self.detail)
+class CxrReadError(ReadError):
+    """An image, table or other file that cannot be used as it is."""
 
 
 @dataclass(frozen=True)

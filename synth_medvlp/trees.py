@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared.locks import locked
-from shared.runs.config import cache_root, data_root, hash_of
+from shared.runs.config import cache_root, hash_of, official_tree
 from shared.store import disk_errors
 from synth_medvlp import simulate
 from synth_medvlp.simulate_layouts import write
@@ -32,10 +32,7 @@ def tree(dataset: str, simulated: CxrSimulateConfig | None) -> tuple[Path, str]:
     Raises FileNotFoundError where an official release is absent.
     """
     if simulated is None:
-        root = data_root() / dataset
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is missing: `make data-{dataset}`, or set DATA_ROOT")
-        return root, dataset
+        return official_tree(dataset), dataset
     root = simulated_tree(dataset, simulated)
     root.parent.mkdir(parents=True, exist_ok=True)
     with locked(root.with_name(f"{root.name}.lock")), disk_errors(root.parent):

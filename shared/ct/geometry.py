@@ -129,9 +129,9 @@ def respace(volume: CtVolume, spacing_mm, clip_hu: tuple[float, float] | None = 
     return resize(volume, tuple(shape), clip_hu)
 
 
-def crop_pad(volume: CtVolume, shape: tuple[int, int, int], fill_hu: float = AIR_HU) -> CtVolume:
-    """Centred crop, then centred pad with `fill_hu`, to `shape` (D, H, W); an odd remainder goes to the far side."""
-    hu = np.full(shape, fill_hu, volume.hu.dtype)
+def crop_pad(volume: CtVolume, shape: tuple[int, int, int]) -> CtVolume:
+    """Centred crop, then centred pad with air, to `shape` (D, H, W); an odd remainder goes to the far side."""
+    hu = np.full(shape, AIR_HU, volume.hu.dtype)
     source, target, shift = [], [], []
     for n, wanted in zip(volume.hu.shape, shape, strict=True):
         start, length = max((n - wanted) // 2, 0), min(n, wanted)

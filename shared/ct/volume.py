@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.store import ReadError
+
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 # Columns of every data set's index (`read_index` of ct_rate, bimcv_r, inspect_ctpa), one row per volume.
@@ -33,15 +35,8 @@ INDEX_COLUMNS = (
 )
 
 
-class CtReadError(ValueError):
-    """A volume or table that cannot be used as it is. `reason` is a short key, counted in lists of skips."""
-
-    def __init__(self, path, reason: str, detail: str = ""):
-        self.path, self.reason, self.detail = str(path), reason, detail
-        super().__init__(f"{path}: {reason}" + (f" ({detail})" if detail else ""))
-
-    def __reduce__(self):  # three arguments, one message: worker processes hand errors on by pickling them
-        return CtReadError, (self.path, self.reason, self.detail)
+class CtReadError(ReadError):
+    """A volume or table that cannot be used as it is."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from shared.ecg import LOADERS, simulate
 from shared.ecg.splits import folds, load_split, save_split, split
 from shared.ecg.store import EcgStore, pack
 from shared.locks import locked
-from shared.runs.config import SimulateConfig, cache_root, data_root
+from shared.runs.config import SimulateConfig, cache_root, official_tree
 from shared.store import disk_errors
 
 
@@ -75,10 +75,8 @@ def packed(dataset: str, fs_hz: float, sim: SimulateConfig | None) -> Packed:
         root, source_fs, source = simulated_tree(dataset, sim), sim.fs_hz, "simulated"
         name = root.parent.name
     else:
-        root, source_fs, source = data_root() / dataset, None, dataset
+        root, source_fs, source = official_tree(dataset), None, dataset
         name = f"{dataset}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder. Fetch it with `make data-{dataset}` or set DATA_ROOT.")
         if dataset == "ptb-xl" and fs_hz == 100:
             source_fs = 100  # the release has its own 100 Hz files
     out = cache_root() / "packed" / f"{name}-{fs_hz:g}hz"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.store import ReadError
+
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 # Columns of every data set's index (`read_index` of ptbxl, mimic_iv_ecg, cpsc2018, csn), one row per record.
@@ -23,15 +25,8 @@ INDEX_COLUMNS = (
 )
 
 
-class EcgReadError(ValueError):
-    """A record that cannot be used as it is. `reason` is a short key that counts in the manifest's list of skips."""
-
-    def __init__(self, path, reason: str, detail: str = ""):
-        self.path, self.reason, self.detail = str(path), reason, detail
-        super().__init__(f"{path}: {reason}" + (f" ({detail})" if detail else ""))
-
-    def __reduce__(self):  # three arguments, one message: worker processes hand errors on by pickling them
-        return EcgReadError, (self.path, self.reason, self.detail)
+class EcgReadError(ReadError):
+    """A record that cannot be used as it is."""
 
 
 @dataclass(frozen=True)

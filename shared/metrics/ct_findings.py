@@ -16,17 +16,15 @@ What it reads right was measured: `shared.metrics.ct_findings_validation`, resul
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from shared.metrics import phrases
 from shared.metrics.ct_places import Place, attach, place_words, take_places
-from shared.metrics.findings import F1, PRECISION, RECALL, macro_f1, ratio
+from shared.metrics.findings import agreement
 from shared.metrics.interval import Scores
 from shared.metrics.phrases import STATUSES, Lexicon, Mention
 
@@ -283,85 +281,52 @@ def extract(text: str) -> dict[str, Found]:
     return dict(_extract(text))
 
 
-def asserted(text: str, uncertain: str = "present", location: str = "none") -> frozenset[tuple[str, ...]]:
-    """Findings that count as said, as tuples: (name,), (name, side) or (name, side, region).
+def asserted(text: str, location: str = "none") -> frozenset[tuple[str, ...]]:
+    """Findings that count as said (hedged mentions do), as tuples: (name,), (name, side) or (name, side, region).
 
-    uncertain: "present" counts hedged mentions as asserted, "ignore" drops them. location: "none", "side" or "place";
-    a finding without a place has "" there, one in two places is two tuples. Raises ValueError for other values.
+    location: "none", "side" or "place"; a finding without a place has "" there, one in two places is two tuples.
+    Raises ValueError for other values.
     """
-    if uncertain not in ("present", "ignore"):
-        raise ValueError(f"uncertain={uncertain!r}: 'present' or 'ignore'")
     if location not in LOCATIONS:
         raise ValueError(f"location={location!r}: one of {', '.join(LOCATIONS)}")
-    counted, depth = STATUSES[1:] if uncertain == "present" else STATUSES[2:], LOCATIONS[location]
+    depth = LOCATIONS[location]
     return frozenset(
         (name, *place[:depth])
         for name, found in _extract(text)
-        if found.status in counted
+        if found.status in STATUSES[1:]
         for place in found.places or {Place("", "")}
     )
 
 
-def ct_rate_labels(text: str, uncertain: str = "present") -> frozenset[tuple[str, ...]]:
+def ct_rate_labels(text: str) -> frozenset[tuple[str, ...]]:
     """The CT-RATE labels that a report asserts, as tuples (label,)."""
-    return frozenset((FINDINGS[name].label,) for (name,) in asserted(text, uncertain) if FINDINGS[name].label)
+    return frozenset((FINDINGS[name].label,) for (name,) in asserted(text) if FINDINGS[name].label)
 
 
 # --- scores ---
-
-
-def agreement(
-    references: Sequence[Iterable[tuple]], hypotheses: Sequence[Iterable[tuple]], names: Sequence[str], suffix: str = ""
-) -> dict[str, Scores]:
-    """finding_{f1, precision, recall, macro_f1}<suffix> and finding_f1/<name><suffix> of sets of tuples (name, ...).
-
-    A tuple that both sides have is a true positive of its name. Micro scores pool all names; the macro score averages
-    F1 over the names that any reference has, so that two models scored on the same references are averaged over the
-    same findings. Raises ValueError for lists of different length and where no reference has any of the names.
-    """
-    if len(references) != len(hypotheses) or not len(references):
-        raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: give as many, at least one")
-    column = {name: k for k, name in enumerate(names)}
-    counts = np.zeros((len(references), 3, len(column)))  # tp, fp, fn
-    for i, (reference, hypothesis) in enumerate(zip(map(set, references), map(set, hypotheses), strict=True)):
-        for j, items in enumerate((reference & hypothesis, hypothesis - reference, reference - hypothesis)):
-            for item in items:
-                if item[0] in column:
-                    counts[i, j, column[item[0]]] += 1
-    in_references = counts[:, [0, 2]].any(axis=(0, 1))
-    if not in_references.any():
-        raise ValueError("no reference asserts any of the findings: nothing to score")
-    micro, ratios = counts.sum(axis=2), {"f1": F1, "precision": PRECISION, "recall": RECALL}
-    reduce = {name: partial(ratio, numerator=top, denominator=below) for name, (top, below) in ratios.items()}
-    out = [Scores(f"finding_{name}{suffix}", VERSION, micro, how) for name, how in reduce.items()]
-    macro = counts[:, :, in_references].reshape(len(counts), -1)
-    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, macro_f1))
-    out += [Scores(f"finding_f1/{n}{suffix}", VERSION, counts[:, :, k], reduce["f1"]) for n, k in column.items()]
-    return {score.name: score for score in out}
 
 
 def finding_scores(
     references: Sequence[str],
     hypotheses: Sequence[str],
     findings: Sequence[str] | None = None,
-    uncertain: str = "present",
     location: str = "none",
 ) -> dict[str, Scores]:
     """Finding-level agreement of generated with reference reports, see `agreement`; micro, macro and per finding.
 
-    findings: the ones to score (default: all of FINDINGS, or CT_RATE_LABELS where that is passed). uncertain and
-    location as in `asserted`; names then end in "_certain", "_side" or "_place". Raises ValueError for unknown
-    findings, for places of labels, and as `agreement` does.
+    findings: the ones to score (default: all of FINDINGS, or CT_RATE_LABELS where that is passed). location as in
+    `asserted`; names then end in "_side" or "_place". Raises ValueError for unknown findings, for places of labels, and
+    as `agreement` does.
     """
     names = list(FINDINGS) if findings is None else list(findings)
-    suffix = ("" if location == "none" else f"_{location}") + ("" if uncertain == "present" else "_certain")
+    suffix = "" if location == "none" else f"_{location}"
     if set(names) <= set(CT_RATE_LABELS) and location == "none":
-        said = partial(ct_rate_labels, uncertain=uncertain)
+        said = ct_rate_labels
     elif set(names) <= set(FINDINGS):
-        said = partial(asserted, uncertain=uncertain, location=location)
+        said = partial(asserted, location=location)
     else:
         raise ValueError(
             f"findings {sorted(set(names) - set(FINDINGS))}: give names of ct_findings.FINDINGS, or of CT_RATE_LABELS "
             "with location='none'"
         )
-    return agreement(list(map(said, references)), list(map(said, hypotheses)), names, suffix)
+    return agreement(list(map(said, references)), list(map(said, hypotheses)), names, suffix, VERSION)

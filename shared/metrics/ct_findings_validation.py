@@ -23,10 +23,12 @@ is denied in so many words.
 
 import argparse
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from shared.metrics import findings_validation
 from shared.metrics.ct_findings import CT_RATE_LABELS, FINDINGS, LOCATIONS, Found, ct_rate_labels, extract
 from shared.metrics.ct_places import BOTH, Place
 
@@ -36,6 +38,7 @@ SENTENCES = ROOT / "tests" / "shared" / "ct_sentences.csv"
 SAMPLES = {"development": (1, 2), "held_out": (3, 4)}
 _REGIONS = {region for finding in FINDINGS.values() for region in finding.regions} | {""}
 MIN_SAID, MIN_AGREEMENT = 5, 0.8  # of a finding in the held-out sample, to headline a result
+validated_findings = partial(findings_validation.validated_findings, RESULT)
 
 
 def _places(said: str) -> frozenset[Place]:
@@ -125,12 +128,6 @@ def full_table(path: Path = SENTENCES) -> pd.DataFrame:
     enough = (table["held_out_n_said"] >= MIN_SAID) & (agreement >= MIN_AGREEMENT)
     table["headline"] = enough & table.index.isin(list(FINDINGS))
     return table.reset_index()
-
-
-def validated_findings(path: Path = RESULT) -> list[str]:
-    """Findings that may headline a result, as measured (column `headline` of the committed table)."""
-    table = pd.read_csv(path)
-    return table.loc[table["headline"], "finding"].tolist()
 
 
 def ct_rate_table(path: Path) -> pd.DataFrame:

@@ -9,11 +9,8 @@ and ischaemia become the findings of the SCP codes of their place (`from_codes`)
 the same vocabulary.
 
 What it reads right was measured: `shared.metrics.findings_validation`, results/findings_validation.csv.
-
-    python -m shared.metrics.findings --validate ptbxl_database.csv     # precision and recall against the SCP codes
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
@@ -84,27 +81,12 @@ def extract(text: str) -> dict[str, str]:
     return dict(_extract(text))
 
 
-def asserted(text: str, uncertain: str = "present") -> frozenset[str]:
-    """Findings that count as said. uncertain: "present" counts hedged mentions as asserted, "ignore" drops them."""
-    if uncertain not in ("present", "ignore"):
-        raise ValueError(f"uncertain={uncertain!r}: 'present' or 'ignore'")
-    counted = STATUSES[1:] if uncertain == "present" else STATUSES[2:]
-    return frozenset(name for name, status in _extract(text) if status in counted)
+def asserted(text: str) -> frozenset[str]:
+    """Findings that count as said: hedged mentions do."""
+    return frozenset(name for name, status in _extract(text) if status in STATUSES[1:])
 
 
 # --- scores ---
-
-
-def _counts(references: Sequence[frozenset], hypotheses: Sequence[frozenset], names: Sequence[str]) -> np.ndarray:
-    """tp, fp, fn per item and finding: [n_items, 3, n_findings]."""
-    said = [
-        np.array([[name in found for name in names] for found in side], dtype=bool).reshape(len(side), len(names))
-        for side in (references, hypotheses)
-    ]
-    reference, hypothesis = said
-    return np.stack([reference & hypothesis, ~reference & hypothesis, reference & ~hypothesis], axis=1).astype(
-        np.float64
-    )
 
 
 def ratio(sums: np.ndarray, numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:
@@ -127,39 +109,53 @@ def macro_f1(sums: np.ndarray) -> np.ndarray:
     return np.divide(np.nansum(f1, axis=-1), defined, out=np.full(defined.shape, np.nan), where=defined > 0)
 
 
-def finding_scores(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    findings: Sequence[str] | None = None,
-    uncertain: str = "present",
+def agreement(
+    references: Sequence[Iterable[tuple]],
+    hypotheses: Sequence[Iterable[tuple]],
+    names: Sequence[str],
+    suffix: str = "",
+    version: int = VERSION,
 ) -> dict[str, Scores]:
-    """Finding-level agreement of generated with reference reports: finding_{f1, precision, recall, macro_f1}.
+    """finding_{f1, precision, recall, macro_f1}<suffix> and finding_f1/<name><suffix> of sets of tuples (name, ...).
 
-    findings: the ones to score (default: all). uncertain: "present" (default) lets a hedged mention count as asserted
-    in reference and hypothesis alike; "ignore" lets it count in neither (names then end in "_certain"). Absent and
-    unmentioned are the same. Micro scores pool all findings; the macro score averages F1 over the findings that any
-    reference asserts, so that two models scored on the same references are averaged over the same findings.
-    Raises ValueError for lists of different length, unknown findings, or references that assert none of the findings.
+    A tuple that both sides have is a true positive of its name. Micro scores pool all names; the macro score averages
+    F1 over the names that any reference has, so that two models scored on the same references are averaged over the
+    same findings. Raises ValueError for lists of different length and where no reference has any of the names.
     """
     if len(references) != len(hypotheses) or not len(references):
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: give as many, at least one")
-    names = list(FINDINGS) if findings is None else list(findings)
-    if set(names) - set(FINDINGS):
-        raise ValueError(f"unknown findings {sorted(set(names) - set(FINDINGS))}; see shared.ecg.codes.FINDINGS")
-    said = [asserted(text, uncertain) for text in references]
-    counts = _counts(said, [asserted(text, uncertain) for text in hypotheses], names)
+    column = {name: k for k, name in enumerate(names)}
+    counts = np.zeros((len(references), 3, len(column)))  # tp, fp, fn
+    for i, (reference, hypothesis) in enumerate(zip(map(set, references), map(set, hypotheses), strict=True)):
+        for j, items in enumerate((reference & hypothesis, hypothesis - reference, reference - hypothesis)):
+            for item in items:
+                if item[0] in column:
+                    counts[i, j, column[item[0]]] += 1
     in_references = counts[:, [0, 2]].any(axis=(0, 1))
     if not in_references.any():
         raise ValueError("no reference asserts any of the findings: nothing to score")
-    micro = counts.sum(axis=2)
-    suffix = "" if uncertain == "present" else "_certain"
-    out = [
-        Scores(f"finding_{name}{suffix}", VERSION, micro, partial(ratio, numerator=top, denominator=below))
-        for name, (top, below) in (("f1", F1), ("precision", PRECISION), ("recall", RECALL))
-    ]
+    micro, ratios = counts.sum(axis=2), {"f1": F1, "precision": PRECISION, "recall": RECALL}
+    reduce = {name: partial(ratio, numerator=top, denominator=below) for name, (top, below) in ratios.items()}
+    out = [Scores(f"finding_{name}{suffix}", version, micro, how) for name, how in reduce.items()]
     macro = counts[:, :, in_references].reshape(len(counts), -1)
-    out.append(Scores(f"finding_macro_f1{suffix}", VERSION, macro, macro_f1))
+    out.append(Scores(f"finding_macro_f1{suffix}", version, macro, macro_f1))
+    out += [Scores(f"finding_f1/{n}{suffix}", version, counts[:, :, k], reduce["f1"]) for n, k in column.items()]
     return {score.name: score for score in out}
+
+
+def finding_scores(
+    references: Sequence[str], hypotheses: Sequence[str], findings: Sequence[str] | None = None
+) -> dict[str, Scores]:
+    """Finding-level agreement of generated with reference reports, see `agreement`; micro and macro scores alone.
+
+    findings: the ones to score (default: all). A hedged mention counts as asserted in reference and hypothesis alike;
+    absent and unmentioned are the same. Raises ValueError for unknown findings, and as `agreement` does.
+    """
+    names = list(FINDINGS) if findings is None else list(findings)
+    if set(names) - set(FINDINGS):
+        raise ValueError(f"unknown findings {sorted(set(names) - set(FINDINGS))}; see shared.ecg.codes.FINDINGS")
+    said = [[{(name,) for name in asserted(text)} for text in side] for side in (references, hypotheses)]
+    return {name: score for name, score in agreement(*said, names).items() if "/" not in name}
 
 
 @lru_cache(maxsize=2)
@@ -177,17 +173,3 @@ def from_codes(labels: Iterable[str], vocabulary: str = "scp") -> set[str]:
     """Findings that codes assert; vocabulary "scp" (PTB-XL) or "snomed" (CinC 2020/2021). Others assert nothing."""
     table = _by_code(vocabulary)
     return {name for code in labels for name in table.get(str(code), ())}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    from shared.metrics.findings_validation import ptbxl_labels, ptbxl_rows, validation_table
-
-    parser = argparse.ArgumentParser(prog="python -m shared.metrics.findings", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--validate", type=Path, required=True, metavar="CSV", help="rows of ptbxl_database.csv")
-    rows = ptbxl_rows(parser.parse_args(argv).validate)
-    print(validation_table(rows["report"], *ptbxl_labels(rows)).to_string(index=False, float_format="%.3f"))
-
-
-if __name__ == "__main__":
-    main()

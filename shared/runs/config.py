@@ -154,5 +154,13 @@ def data_root() -> Path:
     return Path(os.environ.get("DATA_ROOT", "data/official"))
 
 
+def official_tree(dataset: str) -> Path:
+    """Folder of a release. Raises FileNotFoundError naming it and the command that fetches it where it is absent."""
+    root = data_root() / dataset
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Fetch it with `make data-{dataset}` or set DATA_ROOT.")
+    return root
+
+
 def cache_root() -> Path:
     return Path(os.environ.get("CACHE_ROOT", "data/cache"))

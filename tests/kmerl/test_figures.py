@@ -38,7 +38,7 @@ def _ecg(seconds=10, fs_hz=100):
 def test_lead_counts_have_a_line_and_a_band_per_method_and_gaps_stay_gaps(tmp_path, drawn):
     full = {c: (0.6 + 0.02 * c, 0.5, 0.9) for c in range(1, 13)}
     methods = {"K-MERL": full, "MERL": {c: e for c, e in full.items() if c != 5}}
-    draw_lead_counts(tmp_path / "deep" / "counts.png", methods, title="partial leads")
+    draw_lead_counts(tmp_path / "deep" / "counts.png", methods)
     (ax,) = drawn[0].axes
     assert [line.get_label() for line in ax.lines] == ["K-MERL", "MERL"] and len(ax.collections) == 2
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.6 + 0.02 * c for c in range(1, 13)])

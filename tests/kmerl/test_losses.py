@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from small_models import batch, small
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from two_ranks import parallel_step, two_ranks
 
 from kmerl.losses import entity_bce, info_nce, unit
 
@@ -81,27 +79,18 @@ def model_of(name: str):
 NAMES = ("kmerl", "merl-vit", "supervised")
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {}
+def work(rank: int) -> dict:
+    rows, found = slice(rank * N, (rank + 1) * N), {}
     for name in NAMES:
-        model = DistributedDataParallel(model_of(name))
-        inputs = two_rank_inputs()
-        mine = {k: v if k == "queries" else v[rank * N : (rank + 1) * N] for k, v in inputs.items()}
-        out = model(**mine)
-        out.loss.backward()
-        gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        mine = {k: v if k == "queries" else v[rows] for k, v in two_rank_inputs().items()}
+        out, gradients = parallel_step(model_of(name), mine)
         found[name] = {k: v.item() for k, v in out.items()}, gradients
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", NAMES)

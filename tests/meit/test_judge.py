@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from chat_server import ChatServer, between, running
 
-from meit.judge import CRITERIA, judge_reports, judge_scores
+from meit.judge import ASKING, CRITERIA, judge_reports, judge_scores
 from shared.chat import EndpointError
 
 GOOD = {"terminology": 4, "logic": 5, "completeness": 2, "diagnosis": 3}
@@ -51,17 +51,18 @@ def _pairs(*candidates):
 
 
 def _judge(server, pairs, path, **options):
-    options = {"retries": 2, "timeout_s": 5.0, "backoff_s": 0.01} | options
-    return judge_reports(pairs, server.base_url, "judge-model", path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in ({"retries": 2, "timeout_s": 5.0, "backoff_s": 0.01} | options).items():
+            patch.setitem(ASKING, key, value)
+        return judge_reports(pairs, server.base_url, "judge-model", path)
 
 
 def test_a_rating_is_read_and_the_request_is_what_the_protocol_asks(server, tmp_path):
-    table = _judge(server, _pairs("Sinus rhythm.", "fenced"), tmp_path / "cache.jsonl", api_key="secret")
+    table = _judge(server, _pairs("Sinus rhythm.", "fenced"), tmp_path / "cache.jsonl")
     assert list(table.columns) == ["id", *CRITERIA, "error"] and list(table["id"]) == ["r0", "r1"]
     assert (table[list(CRITERIA)] == list(GOOD.values())).all(axis=None) and (table["error"] == "").all()
-    headers, body = server.requests[0]
+    _, body = server.requests[0]
     assert body["model"] == "judge-model" and body["temperature"] == 0
-    assert headers["authorization"] == "Bearer secret"
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert all(name in body["messages"][0]["content"] for name in CRITERIA)
 

@@ -11,7 +11,6 @@ from shared.metrics import ct_findings as module
 from shared.metrics.ct_findings import (
     CT_RATE_LABELS,
     FINDINGS,
-    agreement,
     asserted,
     ct_rate_labels,
     extract,
@@ -29,6 +28,7 @@ from shared.metrics.ct_findings_validation import (
     validation_table,
 )
 from shared.metrics.ct_places import BOTH, Place
+from shared.metrics.findings import agreement
 from shared.metrics.interval import difference, interval
 
 # Labels as in ct_sentences.csv: name = present, name? = uncertain, -name = absent, @side.region.
@@ -143,9 +143,6 @@ def test_asserted_at_three_depths_and_bad_arguments():
     assert asserted(text) == {("nodule",), ("cardiomegaly",)}
     assert asserted(text, location="side") == {("nodule", "left"), ("nodule", "right"), ("cardiomegaly", "")}
     assert ("nodule", "left", "lower_lobe") in asserted(text, location="place")
-    assert asserted(text, uncertain="ignore") == {("cardiomegaly",)}
-    with pytest.raises(ValueError, match="uncertain='maybe'"):
-        asserted(text, uncertain="maybe")
     with pytest.raises(ValueError, match="location='lobe'"):
         asserted(text, location="lobe")
 
@@ -171,12 +168,10 @@ def test_scores_against_counts_done_by_hand():
     np.testing.assert_array_equal(place.stats, [[0, 2, 2], [1, 1, 0], [0, 0, 1]])
 
 
-def test_scores_of_labels_of_chosen_findings_and_without_hedged_ones():
+def test_scores_of_labels_and_of_chosen_findings():
     labels = finding_scores(REFERENCES, HYPOTHESES, findings=CT_RATE_LABELS)
     assert labels["finding_f1"].value == pytest.approx(2 * 3 / (2 * 3 + 1))  # pneumothorax has no label
     assert finding_scores(REFERENCES, HYPOTHESES, findings=["nodule"])["finding_f1"].value == 1
-    strict = finding_scores(["Possible nodule. Mass."], ["Nodule. Mass."], uncertain="ignore")
-    assert strict["finding_precision_certain"].value == 0.5
 
 
 def test_scores_equal_brute_force_and_take_the_bootstrap_of_interval():

@@ -10,7 +10,7 @@ import pytest
 
 from shared.ecg.codes import FINDINGS
 from shared.metrics import findings as module
-from shared.metrics.findings import asserted, extract, finding_scores, from_codes, main
+from shared.metrics.findings import asserted, extract, finding_scores, from_codes
 from shared.metrics.findings_validation import (
     RESULT,
     SOURCES,
@@ -157,14 +157,8 @@ def test_micro_scores_against_counts_done_by_hand():
     assert scores["finding_macro_f1"].value == pytest.approx((4 / 5 + 0 + 2 / 4) / 3)
 
 
-def test_uncertain_mentions_count_on_both_sides_or_on_neither():
-    hedged, plain = ["Possible LVH. Sinus rhythm."], ["LVH. Sinus rhythm."]
-    assert finding_scores(hedged, plain)["finding_f1"].value == 1.0
-    strict = finding_scores(hedged, plain, uncertain="ignore")
-    assert strict["finding_precision_certain"].value == 0.5
-    assert finding_scores(hedged, ["Sinus rhythm"], uncertain="ignore")["finding_f1_certain"].value == 1.0
-    with pytest.raises(ValueError, match="uncertain='maybe'"):
-        asserted("LVH", uncertain="maybe")
+def test_uncertain_mentions_count_on_both_sides():
+    assert finding_scores(["Possible LVH. Sinus rhythm."], ["LVH. Sinus rhythm."])["finding_f1"].value == 1.0
 
 
 def test_scores_of_chosen_findings_only():
@@ -204,7 +198,7 @@ def test_validation_table_counts_and_leaves_out_what_the_coder_was_unsure_of():
     assert table.loc["micro", ["tp", "fp", "fn"]].tolist() == [2, 1, 1]
 
 
-def test_ptbxl_labels_and_the_command(tmp_path, capsys):
+def test_ptbxl_labels_and_rows(tmp_path):
     rows = pd.DataFrame({
         "ecg_id": [1, 2], "patient_id": [1.0, 2.0], "report": ["sinusrhythmus linkstyp", "lvh"],
         "scp_codes": ["{'SR': 0.0, 'IMI': 15.0}", "{'LVH': 100.0}"], "heart_axis": ["LAD", None],
@@ -213,9 +207,8 @@ def test_ptbxl_labels_and_the_command(tmp_path, capsys):
     assert certain == [{"sinus_rhythm", "left_axis_deviation"}, {"lvh"}]
     assert uncertain == [{"inferior_mi"}, set()]
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    main(["--validate", str(tmp_path / "rows.csv")])
-    micro = next(line for line in capsys.readouterr().out.splitlines() if "micro" in line)
-    assert micro.split() == ["micro", "3", "3", "3", "0", "0", "1.000", "1.000"]
+    read = ptbxl_rows(tmp_path / "rows.csv")
+    assert validation_table(read["report"], *ptbxl_labels(read)).iloc[-1].tolist() == ["micro", 3, 3, 3, 0, 0, 1, 1]
     rows.drop(columns="report").to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(ValueError, match=r"no column \['report'\]"):
         ptbxl_rows(tmp_path / "bad.csv")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from threadpoolctl import threadpool_info
 from torch.nn import functional as F
+from two_ranks import two_ranks
 
 from shared.runs.processes import gather, one_thread, rank, world
 
@@ -45,22 +45,18 @@ def contrast(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(5 * F.normalize(x, dim=-1) @ gather(y).T, torch.arange(len(x)) + len(x) * rank())
 
 
-def worker(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+def work(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     assert (world(), rank()) == (2, number)
     x, weight = inputs()
     weight.requires_grad_()
     loss = contrast(x[number * N : (number + 1) * N], weight)
     loss.backward()
     dist.all_reduce(weight.grad)
-    torch.save((loss.detach(), weight.grad / 2), f"{folder}/rank{number}.pt")
-    dist.destroy_process_group()
+    return loss.detach(), weight.grad / 2
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
-    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="spawn")
-    (loss0, grad0), (loss1, grad1) = (torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in range(2))
+    (loss0, grad0), (loss1, grad1) = two_ranks(work, tmp_path)
     x, weight = inputs()
     weight.requires_grad_()
     loss = contrast(x, weight)

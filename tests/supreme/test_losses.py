@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from supreme_models import batch, small
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from two_ranks import parallel_step, two_ranks
 
 from supreme.losses import asymmetric, bce, count_labels, info_nce, pos_weight, unit
 
@@ -132,26 +130,20 @@ def contrast(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     return info_nce(a, unit_rows(2 * N, seed=1)[rows], 0.07), a
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank: int) -> dict:
     rows, found = slice(rank * N, (rank + 1) * N), {}
+    mine = {k: v if k == "queries" else v[rows] for k, v in two_rank_inputs().items()}
     for name, overrides in MODELS.items():
-        model = DistributedDataParallel(small(**overrides))
-        loss = model(**{k: v if k == "queries" else v[rows] for k, v in two_rank_inputs().items()}).loss
-        loss.backward()
-        found[name] = loss.item(), {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        out, gradients = parallel_step(small(**overrides), mine)
+        found[name] = out.loss.item(), gradients
     loss, a = contrast(rows)
     loss.backward()
-    torch.save(found | {"contrast": (loss.item(), a.grad)}, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return found | {"contrast": (loss.item(), a.grad)}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,12 +2,9 @@
 
 import copy
 import math
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from small_baselines import (
     BASELINES,
     D_TEXT,
@@ -24,7 +21,7 @@ from small_baselines import (
 )
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from two_ranks import parallel_step, two_ranks
 
 from supreme.baselines import build, load
 from supreme.baselines.astcl import same_patient
@@ -260,39 +257,26 @@ def values(rows):
     return torch.stack([predict_other(p[rows], z[rows]), same_patient(*joint, patient[rows])])
 
 
-def worker(rank, folder, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    rows, result = slice(3 * rank, 3 * rank + 3), {}
-    means = values(rows)
-    dist.all_reduce(means)
-    result["losses"] = (means / 2).tolist()
+def work(rank):
+    rows = slice(3 * rank, 3 * rank + 3)
+    found = {"losses": values(rows)}
     data = {k: v[rows] for k, v in batch(6).items() if k != "queries"}
     for method in JOINT:
-        model = fixed(method)
-        parallel = DistributedDataParallel(model)  # must outlive the backward pass
-        loss = parallel(**data).loss
-        loss.backward()
-        total = loss.detach().clone()
-        dist.all_reduce(total)
-        result[method] = total.item() / 2, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    if rank == 0:
-        torch.save(result, out)
-    dist.barrier()
-    os._exit(0)  # taking down the interpreter with gloo's threads has been seen to hang
+        out, gradients = parallel_step(fixed(method), data)
+        found[method] = out.loss.detach(), gradients
+    return found
 
 
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path):
-    mp.spawn(worker, (str(tmp_path), str(tmp_path / "out.pt")), nprocs=2)
-    found = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert found["losses"] == pytest.approx(values(slice(None)).tolist(), rel=1e-5)
+    first, second = two_ranks(work, tmp_path)
+    torch.testing.assert_close((first["losses"] + second["losses"]) / 2, values(slice(None)), rtol=1e-5, atol=0)
     data = {k: v for k, v in batch(6).items() if k != "queries"}
     for method in JOINT:
         model = fixed(method)
         loss = model(**data).loss
         loss.backward()
-        assert found[method][0] == pytest.approx(loss.item(), rel=1e-4), method
+        assert (first[method][0] + second[method][0]).item() / 2 == pytest.approx(loss.item(), rel=1e-4), method
         grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         size = max(g.abs().max().item() for g in grads.values())
         for name, g in grads.items():
-            assert torch.allclose(found[method][1][name], g, rtol=1e-3, atol=1e-5 * size), (method, name)
+            assert torch.allclose(first[method][1][name], g, rtol=1e-3, atol=1e-5 * size), (method, name)

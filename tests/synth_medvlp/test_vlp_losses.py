@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
+from two_ranks import parallel_step, two_ranks
 from vlp_models import batch, small
 
 from synth_medvlp import gloria
@@ -206,26 +204,18 @@ def two_rank_batch(model, rows: slice) -> dict[str, torch.Tensor]:
     return {k: v[:, :length] if v.dim() == 2 else v for k, v in inputs.items()}
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank: int) -> dict:
     found = {}
     for name, (profile, options) in CASES.items():
         model = small(profile, **options).eval()  # BatchNorm by running statistics, which processes share
-        inputs = two_rank_batch(model, slice(rank * N, (rank + 1) * N))
-        model = DistributedDataParallel(model)
-        loss = model(**inputs).loss
-        loss.backward()
-        found[name] = loss.item(), {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+        out, gradients = parallel_step(model, two_rank_batch(model, slice(rank * N, (rank + 1) * N)))
+        found[name] = out.loss.item(), gradients
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "alone"])
