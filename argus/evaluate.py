@@ -5,7 +5,7 @@ corrected). Every kind of input in `eval.inputs` is generated with the same weig
 (zero, mean, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun
 each process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a
 language model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a ViT that
-was pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed instead.
+was pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed, and reports that name them.
 """
 
 import hashlib
@@ -20,13 +20,12 @@ from transformers.utils import logging
 
 from argus.clinical import rate
 from argus.config import Config, parse
-from argus.data import PretrainDataset, ReportDataset, load_tokenizer, model_input, prompt_batch, read_volumes
+from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
+from argus.labels import label_auroc, label_reports
 from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
-from argus.pretrain import EncoderPretraining
 from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
-from shared.metrics.classification import auroc_per_class
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.runs.config import hash_of
@@ -135,30 +134,19 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel
     def part(job: tuple[str, int]) -> pd.DataFrame:
         kind, start = job
         items = list(range(start, min(start + CHUNK, len(dataset))))
-        rows = dataset.records.iloc[items]
-        values = [rows.id, rows.patient, rows.source, rows.section, "test", kind, [dataset.reports[i] for i in items]]
-        values += [reports_for(kind, model, tokenizer, dataset, cfg, items, train_set), rows.id.map(sizes).fillna("")]
-        columns = {c: v.to_numpy() if isinstance(v, pd.Series) else v for c, v in zip(COLUMNS, values, strict=True)}
-        return pd.DataFrame(columns)
+        reports = reports_for(kind, model, tokenizer, dataset, cfg, items, train_set)
+        return rows_of(dataset.records.iloc[items], reports, kind, sizes)
 
     jobs = {f"{kind}-{start:07d}": (kind, start) for kind in cfg.eval.inputs for start in range(0, len(dataset), CHUNK)}
     parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
     return in_parts(jobs, part, parts, f"generating {cfg.experiment}")
 
 
-@torch.inference_mode()
-def label_auroc(cfg: Config, prepared: Prepared, checkpoint: Path) -> dict[str, float]:
-    """Mean AUROC over CT-RATE's labels that a supervised ViT reaches, on the first training and the test volumes, as
-    many of both: far apart, it has learnt its training volumes by heart."""
-    model = EncoderPretraining.from_pretrained(checkpoint).to(device()).eval()
-    test = PretrainDataset(prepared, "test", limit=cfg.data.n_test)
-    found = {}
-    for part, dataset in (("train", PretrainDataset(prepared, "train", limit=len(test))), ("test", test)):
-        rows, size = dataset.records.row.to_numpy(), cfg.eval.batch
-        batches = [read_volumes(prepared, rows[i : i + size], cfg.data.slice_only) for i in range(0, len(rows), size)]
-        scores = torch.cat([model(volume=b.to(model.device)).logits.float().cpu() for b in batches]).numpy()
-        found[part] = round(float(np.nanmean(auroc_per_class(dataset.labels, scores))), 4)
-    return found
+def rows_of(records: pd.DataFrame, reports: list[str], kind: str, sizes: dict[str, str]) -> pd.DataFrame:
+    """COLUMNS of what was written of these records. sizes: of `drawn_sizes`."""
+    known = {c: records[c].to_numpy() for c in ("id", "patient", "source", "section")}
+    known |= {"split": "test", "input": kind, "reference": records.target.to_numpy(), "prediction": reports}
+    return pd.DataFrame(known | {"sizes": records.id.map(sizes).fillna("").to_numpy()}, columns=COLUMNS)
 
 
 # --- what was drawn ---
@@ -227,6 +215,8 @@ def main(args: list[str] | None = None) -> Path:
             return cfg.run_dir
         summary["label_auroc"] = label_auroc(cfg, prepared, checkpoint)
         print("AUROC over the labels, " + ", ".join(f"{k}: {v:.3f}" for k, v in summary["label_auroc"].items()))
+        if cfg.eval.inputs:
+            table = rows_of(*label_reports(cfg, prepared, checkpoint), "volume", drawn_sizes(prepared))
     elif cfg.eval.inputs:
         model = ArgusModel.from_pretrained(checkpoint).to(device()).eval()
         summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens
@@ -234,6 +224,7 @@ def main(args: list[str] | None = None) -> Path:
         if rank():
             return cfg.run_dir
         del model
+    if len(table):
         table = pd.concat([table, rate(table, models)], axis=1)
         wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
         metrics = summary_of(table, score_table(table, train_reports.tolist(), *wanted), cfg.eval.n_boot)

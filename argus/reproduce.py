@@ -26,6 +26,7 @@ PRETRAINING = ("mae", "clip", "supervised")
 CONTROLS = ("volume", "zero", "mean", "shuffle", "majority", "typical", "constant", "nearest")
 STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
 ALIGN, PRETRAIN, LM = "align-", "encoder-", "lm"
+VIT = "vit-labels"
 HELD_OUT = "inspect"  # the source whose volumes `held-out` never saw
 BY_TIER = ("hr", "geometry-b")  # experiments whose sizes a tier has to name
 
@@ -91,6 +92,8 @@ EXPERIMENTS = {
     # what the ViT starts from, each pre-trained on the tier's own patients
     **two_stages("from-random", encoder=None),
     **{k: v for kind in PRETRAINING for k, v in two_stages(f"from-{kind}", encoder=kind, given=False).items()},
+    # what the recipe's ViT sees by its own labels, without a language model
+    VIT: Recipe({"model.objective": "supervised"}, train=False),
     # the schedule
     "frozen-vit": from_argus(**{"model.train_vit": False}),
     "full-llm": from_argus(**{"model.lora_r": 0}),
@@ -151,6 +154,8 @@ class Argus(Paper):
     def starts_from(self, cfg: Config, name: str) -> dict[str, str]:
         """Small tiers pre-train their own language model; every tier its ViTs."""
         experiment = self.experiment(cfg, name)
+        if name == VIT and not self.shipped(cfg, experiment):
+            return {"eval.checkpoint": PRETRAIN + ENCODER}
         if not (experiment.train and experiment.score) or experiment.after:
             return {}
         runs = {"model.backbone": LM} if cfg.reproduce.pretrain_lm else {}
@@ -168,8 +173,8 @@ class Argus(Paper):
     def keys(self, cfg: Config, name: str) -> dict:
         experiment = self.experiment(cfg, name)
         keys = {"model.backbone": cfg.reproduce.backbones[experiment.size]}
-        if vit := experiment.train and not experiment.after and self.shipped(cfg, experiment):
-            keys["model.encoder"] = vit
+        if vit := (name == VIT or (experiment.train and not experiment.after)) and self.shipped(cfg, experiment):
+            keys["eval.checkpoint" if name == VIT else "model.encoder"] = vit
         keys["eval.metrics"] = []  # n-grams are counted once, when all runs are scored
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one

@@ -177,7 +177,9 @@ def encoder_rows(cfg: Config, scored: dict[str, Scored]) -> dict[str, str]:
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     main = {"Argus": "argus@volume", "average pooling": "avgpool@volume", "attention pooling": "attn-pool@volume"}
-    main |= {"LLM without image": "no-image@volume"} | {f"Argus, {k}": f"argus@{k}" for k in CONTROLS}
+    main |= {"LLM without image": "no-image@volume", "labels of the ViT, no LLM": "vit-labels@volume"} | {
+        f"Argus, {k}": f"argus@{k}" for k in CONTROLS
+    }
     found = [
         quality_table(scored, main),
         level_table(scored, "ngrams", "N-grams", main, NGRAMS,
