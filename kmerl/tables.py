@@ -12,9 +12,9 @@ from kmerl.inputs import ALL_LEADS, PARTIAL
 from kmerl.leads import CLINICAL_SETS
 from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
-from shared.metrics.figures import draw_claims, draw_losses
+from shared.metrics.figures import draw_losses
 from shared.metrics.scorecard import control
-from shared.runs.evidence import Scored, describe, folder, run_folders, run_table
+from shared.runs.evidence import Scored, describe, folder, loss_logs, run_folders, run_table
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
@@ -201,12 +201,10 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     return [table for table in found if table["rows"]]
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
     out = folder(cfg)
-    logs = {n: [facts["runs"].get(f"{n}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds] for n in ("kmerl",)}
-    logs = {n: seeds for n, seeds in logs.items() if all(seeds)}
-    if logs:
+    if logs := loss_logs(cfg, facts, {"kmerl": "kmerl"}):
         draw_losses(out / "loss.png", logs, "Training loss of K-MERL")
     sets = {label: {s: scored[key_of(p, s)].level("auroc") for s in CLINICAL_SETS if key_of(p, s) in scored}
             for label, p in METHODS.items() if label in SHOWN}  # fmt: skip
@@ -221,20 +219,13 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
             counts[label][12] = scored[whole].level("auroc")
     if counts:
         draw_lead_counts(out / "lead-counts.png", counts, "zero-shot macro AUROC, mean over tasks")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    attention = "Where class names look: attention of the query network, test record."
+    return {
         "lead-counts.png": "Zero-shot AUROC against the number of leads, random sets; the point at 12 is all leads.",
         "lead-sets.png": "Zero-shot AUROC with the clinical lead sets.",
         "loss.png": "Training loss.",
+        **{f.name: attention for f in sorted(out.glob("attention-*.png"))},
     }
-    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
-    for f in sorted(out.glob("attention-*.png")):
-        found.append(
-            {"file": f.name, "caption": "Where class names look: attention of the query network, test record."}
-        )
-    return found
 
 
 def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from shared.ecg.plot import draw_attention
-from shared.metrics.figures import draw_claims, draw_losses
+from shared.metrics.figures import draw_losses
 from shared.metrics.scorecard import control, dumps
 from shared.runs.config import data_root
-from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
+from shared.runs.evidence import Scored, describe, folder, loss_logs, read_predictions, run_folders, run_table
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from supreme.agreement import agreement, real_agreement
 from supreme.config import Config, parse
@@ -207,25 +207,15 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     return [table for table in found if table["rows"]]
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
-    out = folder(cfg)
-    names = {label: name for label, name in METHODS.items() if f"{name}/seed{cfg.reproduce.seeds[0]}" in facts["runs"]}
-    logs = {}
-    for label, name in names.items():
-        seeds = [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-        if all(seeds):
-            logs[label] = [relative(log) for log in seeds]
-    if logs:
-        draw_losses(out / "loss.png", logs, "Training loss, relative to its first value")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
+    if logs := loss_logs(cfg, facts, METHODS):
+        logs = {label: [relative(log) for log in seeds] for label, seeds in logs.items()}
+        draw_losses(folder(cfg) / "loss.png", logs, "Training loss, relative to its first value")
+    return {
         "loss.png": "Training loss of every method, relative to its first logged value (objectives share no unit).",
         "attention.png": "Where conditions look: attention of the Cardiac Fusion Network, test record.",
     }
-    return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
 
 
 def relative(log: list) -> list[tuple[float, float]]:

@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from shared.metrics.figures import draw_claims, draw_losses
+from shared.metrics.figures import draw_losses
 from shared.metrics.interval import Statistic, difference
 from shared.metrics.scorecard import control
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Scored, describe, folder, paired, run_table, same_records
+from shared.runs.evidence import Scored, describe, folder, loss_logs, paired, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
 from synth_medvlp.classes import MIN10, correlations, per_class
@@ -351,24 +351,17 @@ def _loss_file(prefix: str) -> str:
     return "-".join(["loss", *prefix.split("-")[:-1]]) + ".png"
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
     out = folder(cfg)
     for prefix, method in TRAINED.items():  # their losses have other scales
-        logs = {
-            label: [facts["runs"].get(f"{prefix}{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-            for label, name in REGIMES.items()
-        }
-        if logs := {label: seeds for label, seeds in logs.items() if all(seeds)}:
+        if logs := loss_logs(cfg, facts, {label: prefix + name for label, name in REGIMES.items()}):
             draw_losses(out / _loss_file(prefix), logs, f"Training loss, {method}")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
     if all(f"{name}@image" in scored for name in REGIMES.values()):
         figures.draw_classes(out / "classes.png", per_class(cfg, facts, [*REGIMES.values()]), REGIMES)
     if (out / "tail.json").exists():
         figures.draw_tail(out / "tail.png", json.loads((out / "tail.json").read_text()))
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    return {
         "classes.png": "AUROC of every headline class against how often real training reports state its finding.",
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
@@ -379,4 +372,3 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         },
         **{_loss_file(prefix): f"Training loss, {method}." for prefix, method in TRAINED.items()},
     }
-    return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]

@@ -225,7 +225,12 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict], started: float | Non
     controls = tables.controls(scored, lambda *sides: compare_if_same(paper, scored, *sides))
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
-    figures = tables.draw(cfg, card, scored, facts)
+    if any("ours" in claim for claim in card["claims"]):
+        from shared.metrics.figures import draw_claims  # here, so that training imports no matplotlib
+
+        draw_claims(out / "claims.png", card)
+    captions = {"claims.png": "Claims measured at this tier."} | tables.draw(cfg, scored, facts)
+    figures = [{"file": file, "caption": caption} for file, caption in captions.items() if (out / file).exists()]
     if started is not None:
         run["headline_s"] = facts["headline_s"] = round(time.monotonic() - started, 1)
         _write(out / "runs.json", facts)
@@ -245,6 +250,13 @@ def write_reproduction(paper: Paper, cfg: RunConfig, claims: list[dict]) -> Path
     cards = {t: Path(cfg.results) / paper.name / t / "scorecard.json" for t in shown}
     file.write_text(render(paper.name, claims, {t: scorecard.read(p) for t, p in cards.items() if p.exists()}))
     return file
+
+
+def loss_logs(cfg: RunConfig, facts: dict, runs: dict[str, str]) -> dict[str, list]:
+    """Label -> one log of (step, loss) per seed of the tier. runs: label -> experiment, which must have run all seeds."""
+    logs = {label: [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
+            for label, name in runs.items()}  # fmt: skip
+    return {label: seeds for label, seeds in logs.items() if all(seeds)}
 
 
 def run_table(facts: dict, **extra: str) -> dict:
