@@ -6,8 +6,7 @@ from argus.figures import draw_levels
 from argus.manifest import SECTIONS
 from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
-from shared.metrics.scorecard import control
-from shared.runs.evidence import Scored, describe, folder, loss_logs, run_table
+from shared.runs.evidence import Control, Scored, folder, loss_logs, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
@@ -57,27 +56,18 @@ def volume(rows: dict[str, str]) -> dict[str, str]:
     return {label: f"{name}@volume" for name, label in rows.items()}
 
 
-def controls(scored: dict[str, Scored], compare) -> list[dict]:
-    """Finding-level F1 of what should fail, and how far the model is above it: over the mentions of validated findings
-    (the headline), as the mean over these findings, over the mentions of all. compare: (metric, ours, theirs)."""
-    if "argus@volume" not in scored:
-        return []
-    data = describe(scored["argus@volume"])
-    others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
-    others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
-    rows = []
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """Finding-level F1 of what should fail: over the mentions of validated findings (the headline), as the mean over
+    these findings, over the mentions of all."""
+    found = []
     for metric in ("finding_f1", "finding_macro_f1", "all_finding_f1"):
-        for control_id, (key, note) in others.items():
-            if key in scored:
-                ours = compare(metric, "argus", key)
-                rows.append(control(control_id, metric, scored[key].level(metric), ours, data=data, note=note))
+        found += [(f"argus-{k}", metric, f"argus@{k}", "argus@volume", note) for k, note in CONTROLS.items()]
+        language = "the same LLM and LoRA, trained without volumes"
+        found.append(("llm-without-image", metric, "no-image@volume", "argus@volume", language))
     # Its ViT was pre-trained on the tier's own patients: so was that of `from-supervised`, not always the recipe's.
     own = "from-supervised@volume" if "from-supervised@volume" in scored else "argus@volume"
-    if "single-slice@volume" in scored:
-        entry, note = scored["single-slice@volume"], f"the middle slice only, against {own.removesuffix('@volume')}"
-        ours = compare("finding_f1", own, "single-slice")
-        rows.append(control("single-slice", "finding_f1", entry.level("finding_f1"), ours, data=data, note=note))
-    return rows
+    note = f"the middle slice only, against {own.removesuffix('@volume')}"
+    return [*found, ("single-slice", "finding_f1", "single-slice@volume", own, note)]
 
 
 def level_table(

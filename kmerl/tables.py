@@ -1,7 +1,5 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -13,8 +11,7 @@ from kmerl.leads import CLINICAL_SETS
 from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_losses
-from shared.metrics.scorecard import control
-from shared.runs.evidence import Scored, describe, folder, loss_logs, run_folders, run_table
+from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_folders, run_table
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
@@ -55,8 +52,8 @@ def key_of(pattern: str, lead_set: str) -> str:
     return pattern.split("/")[0].format(lead_set) if lead_set == ALL_LEADS else pattern.format(lead_set)
 
 
-def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
-    """AUROC of what should fail, and how far K-MERL is above it. compare: (metric, ours, theirs)."""
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """AUROC of what should fail."""
     notes = {
         "kmerl@12 leads~zeroed": "all samples 0",
         "kmerl@12 leads~shuffled": "another record's ECG",
@@ -65,19 +62,9 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
         "permuted-entities@12 leads": "trained on the entity labels of other records",
         "merl@12 leads~shuffled": "MERL, another record's ECG (against MERL)",
     }
-    rows = []
-    for key, note in notes.items():
-        if key in scored and "kmerl@12 leads" in scored:
-            entry = scored[key]
-            difference = compare("auroc", "merl" if key.startswith("merl@") else "kmerl", key)
-            name = key.replace("@12 leads", "").replace("~", "-")
-            rows.append(control(name, "auroc", entry.level("auroc"), difference, data=describe(entry), note=note))
-    for name in ("real-kmerl", "real-random"):
-        key, ours = f"{name}@12 leads~shuffled", f"{name}@12 leads"
-        if key in scored and ours in scored:
-            level, difference = scored[key].level("auroc"), compare("auroc", ours, key)
-            rows.append(control(f"{name}-shuffled", "auroc", level, difference, data=describe(scored[key])))
-    return rows
+    found = [(key, f"{'merl' if key.startswith('merl@') else 'kmerl'}@12 leads", note) for key, note in notes.items()]
+    found += [(f"{name}@12 leads~shuffled", f"{name}@12 leads", None) for name in ("real-kmerl", "real-random")]
+    return [(key.replace("@12 leads", "").replace("~", "-"), "auroc", key, ours, note) for key, ours, note in found]
 
 
 def lead_set_table(scored: dict[str, Scored]) -> dict:

@@ -8,9 +8,8 @@ from meit.data import prompt_text
 from meit.instructions import FIXED_INSTRUCTION
 from meit.protocols import side_by_side
 from shared.metrics import figures
-from shared.metrics.scorecard import control
 from shared.metrics.text import document_frequencies
-from shared.runs.evidence import Scored, describe, folder, loss_logs, run_table
+from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE = ("rouge_1_f1", "rouge_2_f1", "rouge_l_coco")
@@ -23,22 +22,14 @@ CONTROLS = {  # id -> what it is
 }
 
 
-def controls(scored: dict[str, Scored], compare) -> list[dict]:
-    """Finding-level F1 of what should fail, and how far the model is above it. compare: (metric, ours, theirs)."""
-    rows = []
-    for name in ("meit", "real-ptb-xl"):
-        if f"{name}@ecg" not in scored:
-            continue
-        data = describe(scored[f"{name}@ecg"])
-        others = {f"{name}-{kind}": (f"{name}@{kind}", note) for kind, note in CONTROLS.items()}
-        if name == "meit":
-            others["llm-without-ecg"] = ("no-ecg@ecg", "the same LLM and LoRA, trained without an ECG")
-        for control_id, (key, note) in others.items():
-            if key in scored:
-                level = scored[key].level("finding_f1")
-                ours = compare("finding_f1", name, key)
-                rows.append(control(control_id, "finding_f1", level, ours, data=data, note=note))
-    return rows
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """Finding-level F1 of what should fail."""
+
+    def of(name: str) -> list[Control]:
+        return [(f"{name}-{k}", "finding_f1", f"{name}@{k}", f"{name}@ecg", note) for k, note in CONTROLS.items()]
+
+    language = "the same LLM and LoRA, trained without an ECG"
+    return [*of("meit"), ("llm-without-ecg", "finding_f1", "no-ecg@ecg", "meit@ecg", language), *of("real-ptb-xl")]
 
 
 def quality_table(scored: dict[str, Scored], title: str, table_id: str, rows: dict[str, str], note: str = "") -> dict:

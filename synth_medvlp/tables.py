@@ -1,16 +1,14 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures; from scored predictions and the funnel."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from shared.metrics.figures import draw_losses
 from shared.metrics.interval import Statistic, difference
-from shared.metrics.scorecard import control
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Scored, describe, folder, loss_logs, paired, run_table, same_records
+from shared.runs.evidence import Control, Scored, folder, loss_logs, paired, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
 from synth_medvlp.classes import MIN10, correlations, per_class
@@ -76,38 +74,29 @@ DIFFERENCES = {
 }
 
 
-def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
+def controls(scored: dict[str, Scored]) -> list[Control]:
     """Inputs and weights from which nothing should be read, and what else could explain a difference of regimes."""
-    rows = []
-    for name in REGIMES.values():
-        for what, note in {
-            "zeroed": "black images; 0.5 by construction",
-            "shuffled": "another record's image",
-            "prompts": "each class asked by another class's prompt",
-            "prior": "each class's share of the training labels, for every record; 0.5 by construction",
-        }.items():
-            key = f"{name}@image~{what}"
-            if key in scored and f"{name}@image" in scored:
-                level, difference = scored[key].level(HEADLINE), compare(HEADLINE, name, key)
-                rows.append(control(f"{name}-{what}", HEADLINE, level, difference, describe(scored[key]), note))
-    for key, (ours, note) in {
+    inputs = {
+        "zeroed": "black images; 0.5 by construction",
+        "shuffled": "another record's image",
+        "prompts": "each class asked by another class's prompt",
+        "prior": "each class's share of the training labels, for every record; 0.5 by construction",
+    }
+    weights = {
         "random-init": ("synthetic", "untrained"),
         "shuffled-pairs": ("synthetic", "trained on other pairs' reports"),
         "size-matched": ("synthetic", "real pairs, as many as synthetic ones"),
         "mix-epochs": ("mix", "as many epochs as the real pairs, so more updates"),
         "mix-by-source": ("mix", "batches of one source each"),
-    }.items():
-        entry = scored.get(f"{key}@image")
-        if entry and f"{ours}@image" in scored:
-            difference = compare(HEADLINE, ours, key)
-            rows.append(control(key, HEADLINE, entry.level(HEADLINE), difference, describe(entry), note))
-    for name in REGIMES.values():
-        for what, note in {"shuffled": "the map of another image", "prior": "the mean training mask"}.items():
-            key, ours = f"ground-{name}@grounding:image~{what}", f"ground-{name}@grounding:image"
-            if key in scored and ours in scored:
-                level, difference = scored[key].level("dice"), compare("dice", ours, key)
-                rows.append(control(f"ground-{name}-{what}", "dice", level, difference, describe(scored[key]), note))
-    return rows
+    }
+    maps = {"shuffled": "the map of another image", "prior": "the mean training mask"}
+    regimes, found = REGIMES.values(), []
+    for n in regimes:
+        found += [(f"{n}-{what}", HEADLINE, f"{n}@image~{what}", f"{n}@image", note) for what, note in inputs.items()]
+    found += [(n, HEADLINE, f"{n}@image", f"{ours}@image", note) for n, (ours, note) in weights.items()]
+    for n, ours in {f"ground-{n}": f"ground-{n}@grounding:image" for n in regimes}.items():
+        found += [(f"{n}-{what}", "dice", f"{ours}~{what}", ours, note) for what, note in maps.items()]
+    return found
 
 
 def zero_shot_table(scored: dict[str, Scored]) -> dict:

@@ -7,6 +7,7 @@ every number from that folder alone.
 import importlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from shared.runs.paper import Paper
 
 RESULTS = Path(__file__).parents[2] / "results"  # the committed ones
 FACTS = ("commit", "config_hash", "batch", "steps", "n_train", "parameters", "trainable")  # of run.json, kept
+Control = tuple[str, str, str, str, str | None]  # id, metric, key of what should fail, key of ours, what it is
 
 
 def folder(cfg: RunConfig) -> Path:
@@ -171,12 +173,6 @@ def same_records(a: Scored, b: Scored) -> bool:
     return np.array_equal(a.ids, b.ids) and a.data_hash == b.data_hash
 
 
-def compare_if_same(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference | None:
-    """`compare`, or None where results of an earlier version of the data still stand beside new ones."""
-    same = same_records(*(scored[entry_name(paper, side)] for side in (ours, theirs)))
-    return compare(paper, scored, metric, ours, theirs) if same else None
-
-
 def describe(entry: Scored) -> str:
     """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
     size = f"{entry.n_records or len(entry.ids)} records of {len(set(entry.patients))} patients"
@@ -189,6 +185,18 @@ def claim_pairs(claim: dict) -> list[tuple[str, str]]:
     if claim["kind"] == "ordering":
         return [tuple(step.split(" > ")) for step in claim["comparator"]]
     return [(claim["experiment"], claim["comparator"])]
+
+
+def control_rows(paper: Paper, scored: dict[str, Scored], controls: Iterable[Control]) -> list[dict]:
+    """Rows of the controls that were scored, with how far ours is above them; without, where results of an earlier
+    version of the data still stand beside new ones."""
+    rows = []
+    for control_id, metric, key, ours, note in controls:
+        if key in scored and ours in scored:
+            entry, same = scored[key], same_records(scored[ours], scored[key])
+            above = compare(paper, scored, metric, ours, key) if same else None
+            rows.append(scorecard.control(control_id, metric, entry.level(metric), above, describe(entry), note))
+    return rows
 
 
 def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | str:
@@ -222,7 +230,7 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict], started: float | Non
     scored = scoring.score_all(cfg, facts)
     run = {k: facts[k] for k in ("commit", "wall_s", "headline_s", "peak_rss_mb", "seeds", "environment") if k in facts}
     due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
-    controls = tables.controls(scored, lambda *sides: compare_if_same(paper, scored, *sides))
+    controls = control_rows(paper, scored, tables.controls(scored))
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
     if any("ours" in claim for claim in card["claims"]):
@@ -253,7 +261,7 @@ def write_reproduction(paper: Paper, cfg: RunConfig, claims: list[dict]) -> Path
 
 
 def loss_logs(cfg: RunConfig, facts: dict, runs: dict[str, str]) -> dict[str, list]:
-    """Label -> one log of (step, loss) per seed of the tier. runs: label -> experiment, which must have run all seeds."""
+    """Label -> one log of (step, loss) per seed of the tier, where all are there. runs: label -> experiment."""
     logs = {label: [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
             for label, name in runs.items()}  # fmt: skip
     return {label: seeds for label, seeds in logs.items() if all(seeds)}
