@@ -1,8 +1,5 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
 
-import numpy as np
-import pandas as pd
-
 from kmerl.config import Config, parse
 from kmerl.evaluate import setup
 from kmerl.figures import draw_lead_counts, draw_lead_sets
@@ -12,7 +9,7 @@ from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_losses
 from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
     "K-MERL": "kmerl@{}",
@@ -224,30 +221,15 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     evaluation, _ = setup(run_cfg, run / "checkpoint")
     if evaluation.model.query_network is None:
         return
-    dataset = next(iter(evaluation.downstream))
-    texts = evaluation.downstream[dataset].class_names()
-    labels = pd.read_parquet(run / "labels.parquet")
-    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
-    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
-    record = n_true.sort_values(ascending=False, kind="stable").index[0]
-    release = evaluation.downstream[dataset]
-    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
-    true = true_classes(test[test.id == record], release)[:3]
+    dataset, release = next(iter(evaluation.downstream.items()))
+    record, signal_mv, slots = richest_record(run, dataset, release)
+    texts, signal_mv = release.class_names(), signal_mv[:, : evaluation.n_samples]
+    true = list(dict.fromkeys(texts[i] for i in slots))[:3]
+    chosen = [i for i, t in enumerate(texts) if t in true]
+    vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
     for lead_set in (ALL_LEADS, "I+II"):
-        signal_mv = release.packed.store.signal_mv(row)[:, : evaluation.n_samples]
-        chosen = [i for i, t in enumerate(texts) if t in true]
-        vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
         leads, fs_hz = CLINICAL_SETS[lead_set], run_cfg.data.fs_hz
         queries, segment_s = attend(evaluation.model, signal_mv, vectors, names, leads, fs_hz)
         file = folder(cfg) / f"attention-{lead_set.replace(' ', '-').replace('+', '-')}.png"
         title = f"test record {record}, {lead_set}"
         draw_attention(file, signal_mv, fs_hz, queries, segment_s, leads, title, f"{dataset}/{record}")
-
-
-def true_classes(rows: pd.DataFrame, release) -> list[str]:
-    """Plain names of a record's classes, in the order of tasks, without repetition."""
-    found = []
-    for row in rows.itertuples():
-        task = release.tasks[row.task]
-        found += [c.description for c, there in zip(task.classes, row.reference, strict=True) if there]
-    return list(dict.fromkeys(found))

@@ -10,7 +10,7 @@ from shared.metrics.figures import draw_losses
 from shared.metrics.scorecard import dumps
 from shared.runs.config import data_root
 from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, read_predictions, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
 from supreme.agreement import agreement, real_agreement
 from supreme.config import Config, parse
 from supreme.evaluate import setup
@@ -227,26 +227,13 @@ def draw_attention_case(cfg: Config, experiments: list[str]) -> None:
     run_cfg = parse(["--config", str(run / "config.yaml")])
     evaluation, _ = setup(run_cfg, run / "checkpoint")
     dataset, release = next(iter(evaluation.downstream.items()))
-    labels = pd.read_parquet(run / "labels.parquet")
-    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
-    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
-    record = n_true.sort_values(ascending=False, kind="stable").index[0]
-    names = release.class_names()
-    true = np.concatenate(test[test.id == record].set_index("task").reindex(release.tasks).reference.dropna().to_list())
-    tasks = [t for t in release.tasks if t in set(test[test.id == record].task)]
-    slots = [i for i, n in enumerate(slot_tasks(release)) if n in tasks]
-    chosen = list({names[i]: i for i, there in zip(slots, true, strict=True) if there}.values())[:4]
-    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
-    signal_mv = release.packed.store.signal_mv(row)[:, : run_cfg.n_samples]
+    record, signal_mv, slots = richest_record(run, dataset, release)
+    names, signal_mv = release.class_names(), signal_mv[:, : run_cfg.n_samples]
+    chosen = list({names[i]: i for i in slots}.values())[:4]
     queries = evaluation.queries[dataset][chosen]
     found, segment_s = attend(evaluation.model, signal_mv, queries, [names[i] for i in chosen], run_cfg.data.fs_hz)
     file, title, fs_hz = folder(cfg) / "attention.png", f"test record {record}", run_cfg.data.fs_hz
     draw_attention(file, signal_mv, fs_hz, found, segment_s, title=title, record=f"{dataset}/{record}")
-
-
-def slot_tasks(release) -> list[str]:
-    """Task of each class slot."""
-    return [name for name, task in release.tasks.items() for _ in task.classes]
 
 
 def write_extraction(cfg: Config, experiments: list[str]) -> None:
