@@ -10,9 +10,7 @@ What depends on a tier (input and patch of `hr`, spacing of `geometry-b`) stands
 under the name of the experiment; its `data.` and `model.` keys hold for its first stage too.
 """
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from argus.cases import draw_cases
 from argus.config import Config
@@ -128,6 +126,7 @@ class Argus(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "volume"
+    kept_once = ("train_reports", "records_hash")  # CIDEr-D takes its document frequencies from them
 
     def experiment(self, cfg: Config, name: str) -> Recipe:
         """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, `encoder-<kind>-<row>`."""
@@ -199,11 +198,6 @@ class Argus(Paper):
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)
-
-    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Training reports, once for all runs on the same records: CIDEr-D takes its document frequencies from them."""
-        records_hash = evidence.run_facts(runs)["records_hash"]
-        shutil.copy(runs[0] / "train_reports.parquet", out / "predictions" / f"train-reports-{records_hash}.parquet")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         draw_cases(cfg, names)

@@ -6,6 +6,7 @@ every number from that folder alone.
 
 import importlib
 import json
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,7 +70,11 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], pe
             parts = [pd.read_parquet(r / "predictions.parquet").assign(fold=i) for i, r in enumerate(runs)]
             table = pd.concat(parts, ignore_index=True).drop(columns="split", errors="ignore")
             table.to_parquet(out / "predictions" / f"{name}-seed{seed}.parquet", compression="zstd")
-            facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
+            run = facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
+            if paper.kept_once:
+                kept, of = paper.kept_once
+                kept_as = f"{kept.replace('_', '-')}-{run[of]}.parquet"
+                shutil.copy(runs[0] / f"{kept}.parquet", out / "predictions" / kept_as)
             paper.collect(cfg, name, runs, out)
     facts |= {
         "commit": commit(),

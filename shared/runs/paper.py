@@ -38,12 +38,15 @@ class Paper(ABC):
     `tables.draw(cfg, scored, facts)`, which returns file -> caption of all figures that a tier may have.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
+    kept_once: a table of a run that scoring needs, once for all runs on the same data, and the key of their hash among
+    a run's facts.
     """
 
     name: str
     config: type[RunConfig]
     experiments: dict[str, Experiment]
     main_input: str
+    kept_once: tuple[str, str] | None = None
 
     @property
     def folder(self) -> Path:
