@@ -10,9 +10,7 @@ What depends on a tier (input and patch of `hr`, spacing of `geometry-b`) stands
 under the name of the experiment; its `data.` and `model.` keys hold for its first stage too.
 """
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from argus.cases import draw_cases
 from argus.config import Config
@@ -131,6 +129,7 @@ class Argus(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "volume"
+    kept_once = ("train_reports", "records_hash")  # CIDEr-D takes its document frequencies from them
 
     def experiment(self, cfg: Config, name: str) -> Recipe:
         """A row of EXPERIMENTS, or what such a row starts from: `lm`, `encoder-<kind>`, `encoder-<kind>-<row>`."""
@@ -145,7 +144,7 @@ class Argus(Paper):
     def cannot_run(self, cfg: Config, name: str) -> str | None:
         if EXPERIMENTS[name].size not in cfg.reproduce.backbones:
             return f"reproduce.backbones of this tier names no {EXPERIMENTS[name].size} LLM"
-        if base(name).startswith(BY_TIER) and not self.of_tier(cfg, base(name)):
+        if base(name).startswith(BY_TIER) and not cfg.reproduce.keys_of(base(name)):
             return f"reproduce.overrides of this tier says nothing of {base(name)}"
         if base(name) == f"from-{ENCODER}" and ENCODER not in cfg.reproduce.encoders:
             return "the recipe itself is that arm at this tier"
@@ -178,18 +177,11 @@ class Argus(Paper):
         keys["eval.metrics"] = []  # n-grams are counted once, when all runs are scored
         later = base(name) if name.startswith(ALIGN) else encoder_for(name)
         if later:  # the sizes of the stage that goes on from this one
-            keys |= {k: v for k, v in self.of_tier(cfg, later).items() if k.startswith(("data.", "model."))}
+            keys |= {k: v for k, v in cfg.reproduce.keys_of(later).items() if k.startswith(("data.", "model."))}
         if name in ("one-stage", "held-out"):  # as many updates as the two stages together
             epochs, steps = self.both_stages(cfg, name)
             keys |= {"train.epochs": epochs, "train.steps": steps}
         return keys
-
-    def of_tier(self, cfg: Config, name: str) -> dict:
-        """The keys that a tier gives to an experiment."""
-        found = {}
-        for prefix, keys in cfg.reproduce.overrides.items():
-            found |= keys if name.startswith(prefix) else {}
-        return found
 
     def both_stages(self, cfg: Config, name: str) -> tuple[float, int]:
         """Epochs and steps (0 = by epochs) of a run whose updates are those of stage 1 and of its own stage."""
@@ -200,15 +192,10 @@ class Argus(Paper):
 
     def stage(self, cfg: Config, name: str, key: str):
         """`train.<key>` of a run, as the tier gives it."""
-        return self.of_tier(cfg, name).get(f"train.{key}", getattr(cfg.train, key))
+        return cfg.reproduce.keys_of(name).get(f"train.{key}", getattr(cfg.train, key))
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)
-
-    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Training reports, once for all runs on the same records: CIDEr-D takes its document frequencies from them."""
-        records_hash = evidence.run_facts(runs)["records_hash"]
-        shutil.copy(runs[0] / "train_reports.parquet", out / "predictions" / f"train-reports-{records_hash}.parquet")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         draw_cases(cfg, names)

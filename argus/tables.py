@@ -6,8 +6,7 @@ from argus.figures import draw_levels
 from argus.manifest import SECTIONS
 from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
-from shared.metrics.scorecard import control
-from shared.runs.evidence import Scored, describe, folder, run_table
+from shared.runs.evidence import Control, Scored, folder, loss_logs, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
@@ -57,28 +56,18 @@ def volume(rows: dict[str, str]) -> dict[str, str]:
     return {label: f"{name}@volume" for name, label in rows.items()}
 
 
-def controls(scored: dict[str, Scored], compare) -> list[dict]:
-    """Finding-level F1 of what should fail, and how far the model is above it: over the mentions of validated findings
-    (the headline), as the mean over these findings, over the mentions of all, at the right place. compare: (metric,
-    ours, theirs)."""
-    if "argus@volume" not in scored:
-        return []
-    data = describe(scored["argus@volume"])
-    others = {f"argus-{kind}": (f"argus@{kind}", note) for kind, note in CONTROLS.items()}
-    others["llm-without-image"] = ("no-image@volume", "the same LLM and LoRA, trained without volumes")
-    rows = []
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """Finding-level F1 of what should fail: over the mentions of validated findings (the headline), as the mean over
+    these findings, over the mentions of all, at the right place."""
+    found = []
     for metric in ("finding_f1", "finding_macro_f1", "all_finding_f1", "place_finding_f1"):
-        for control_id, (key, note) in others.items():
-            if key in scored:
-                ours = compare(metric, "argus", key)
-                rows.append(control(control_id, metric, scored[key].level(metric), ours, data=data, note=note))
+        found += [(f"argus-{k}", metric, f"argus@{k}", "argus@volume", note) for k, note in CONTROLS.items()]
+        language = "the same LLM and LoRA, trained without volumes"
+        found.append(("llm-without-image", metric, "no-image@volume", "argus@volume", language))
     # Its ViT was pre-trained on the tier's own patients: so was that of `from-supervised`, not always the recipe's.
     own = "from-supervised@volume" if "from-supervised@volume" in scored else "argus@volume"
-    if "single-slice@volume" in scored:
-        entry, note = scored["single-slice@volume"], f"the middle slice only, against {own.removesuffix('@volume')}"
-        ours = compare("finding_f1", own, "single-slice")
-        rows.append(control("single-slice", "finding_f1", entry.level("finding_f1"), ours, data=data, note=note))
-    return rows
+    note = f"the middle slice only, against {own.removesuffix('@volume')}"
+    return [*found, ("single-slice", "finding_f1", "single-slice@volume", own, note)]
 
 
 def level_table(
@@ -213,14 +202,11 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     return [table for table in found if table["rows"]]
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures that need no volumes; returns file and caption of all figures of the folder."""
-    out, seeds = folder(cfg), cfg.reproduce.seeds
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures that need no volumes; returns file -> caption, those of `pictures` included."""
+    out = folder(cfg)
     for stage, prefix in (("1", "align-"), ("2", "")):
-        logs = {n: [facts["runs"].get(f"{prefix}{n}/seed{s}", {}).get("loss") for s in seeds]
-                for n in ("argus", "avgpool", "attn-pool")}  # fmt: skip
-        logs = {n: found for n, found in logs.items() if all(found)}
-        if logs:
+        if logs := loss_logs(cfg, facts, {name: prefix + name for name in ("argus", "avgpool", "attn-pool")}):
             figures.draw_losses(out / f"loss-{stage}.png", logs, f"Training loss per token, stage {stage}")
     levels = {label: scored[f"{n}@volume"].level("finding_f1") for n, label in ARMS.items() if f"{n}@volume" in scored}
     if len(levels) > 1:
@@ -234,18 +220,12 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
              if set(SIZED) <= set(e.scores)}  # fmt: skip
     if any(name.startswith("hr@") for name in scored) and sized:
         draw_levels(out / "sizes.png", list(SIZES), sized, "finding F1", "Size of the finding, by resolution")
-    if any("ours" in c for c in card["claims"]):
-        figures.draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    case = "A test volume, its reference and what was written; the cross marks where a finding was drawn."
+    return {
         "compression.png": "Finding F1 of the compression arms; `none`, M3D's and RadFM's leave other token counts.",
         "sizes.png": "Finding F1 by the size of the finding (thirds of its kind), at normal and high resolution.",
         "data.png": "Finding F1 over the share of the training patients.",
         "loss-1.png": "Training loss of stage 1, in which the compressor learns alone.",
         "loss-2.png": "Training loss of stage 2.",
+        **{f.name: case for f in sorted(out.glob("case-*.png"))},
     }
-    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
-    for f in sorted(out.glob("case-*.png")):
-        found.append({"file": f.name, "caption": "A test volume, its reference and what was written; the cross marks "
-                                                 "where a finding was drawn."})  # fmt: skip
-    return found

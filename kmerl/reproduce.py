@@ -1,13 +1,10 @@
 """K-MERL's experiments, and how they are scored and shown: `make reproduce-kmerl`. The engine is `shared.runs`."""
 
-import shutil
-from pathlib import Path
-
 from kmerl import tables
 from kmerl.config import Config
 from kmerl.inputs import ALL_LEADS
 from kmerl.prep import prepare, prepare_tasks
-from shared.runs import engine, evidence
+from shared.runs import engine
 from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
 
 LEADS = (ALL_LEADS, "partial")
@@ -77,6 +74,7 @@ class Kmerl(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = ALL_LEADS
+    kept_once = ("labels", "data_hash")  # of the tasks: what predictions are compared with
 
     def prepare(self, cfg: Config) -> None:
         prepare(cfg)
@@ -84,12 +82,6 @@ class Kmerl(Paper):
 
     def same_data(self, cfg: Config) -> str:
         return repr([cfg.data, cfg.extract, cfg.text, cfg.eval.tasks, cfg.eval.simulate])
-
-    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Labels of the tasks, once for all runs on the same data; they are what predictions are compared with."""
-        labels = runs[0] / "labels.parquet"
-        data_hash = evidence.run_facts(runs)["data_hash"]
-        shutil.copy(labels, out / "predictions" / f"labels-{data_hash}.parquet")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         tables.draw_attention_cases(cfg, names)

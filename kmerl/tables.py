@@ -1,10 +1,5 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
 
-from collections.abc import Callable
-
-import numpy as np
-import pandas as pd
-
 from kmerl.config import Config, parse
 from kmerl.evaluate import setup
 from kmerl.figures import draw_lead_counts, draw_lead_sets
@@ -12,10 +7,9 @@ from kmerl.inputs import ALL_LEADS, PARTIAL
 from kmerl.leads import CLINICAL_SETS
 from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
-from shared.metrics.figures import draw_claims, draw_losses
-from shared.metrics.scorecard import control
-from shared.runs.evidence import Scored, describe, folder, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
+from shared.metrics.figures import draw_losses
+from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_folders, run_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
     "K-MERL": "kmerl@{}",
@@ -55,8 +49,8 @@ def key_of(pattern: str, lead_set: str) -> str:
     return pattern.split("/")[0].format(lead_set) if lead_set == ALL_LEADS else pattern.format(lead_set)
 
 
-def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
-    """AUROC of what should fail, and how far K-MERL is above it. compare: (metric, ours, theirs)."""
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """AUROC of what should fail."""
     notes = {
         "kmerl@12 leads~zeroed": "all samples 0",
         "kmerl@12 leads~shuffled": "another record's ECG",
@@ -65,19 +59,9 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
         "permuted-entities@12 leads": "trained on the entity labels of other records",
         "merl@12 leads~shuffled": "MERL, another record's ECG (against MERL)",
     }
-    rows = []
-    for key, note in notes.items():
-        if key in scored and "kmerl@12 leads" in scored:
-            entry = scored[key]
-            difference = compare("auroc", "merl" if key.startswith("merl@") else "kmerl", key)
-            name = key.replace("@12 leads", "").replace("~", "-")
-            rows.append(control(name, "auroc", entry.level("auroc"), difference, data=describe(entry), note=note))
-    for name in ("real-kmerl", "real-random"):
-        key, ours = f"{name}@12 leads~shuffled", f"{name}@12 leads"
-        if key in scored and ours in scored:
-            level, difference = scored[key].level("auroc"), compare("auroc", ours, key)
-            rows.append(control(f"{name}-shuffled", "auroc", level, difference, data=describe(scored[key])))
-    return rows
+    found = [(key, f"{'merl' if key.startswith('merl@') else 'kmerl'}@12 leads", note) for key, note in notes.items()]
+    found += [(f"{name}@12 leads~shuffled", f"{name}@12 leads", None) for name in ("real-kmerl", "real-random")]
+    return [(key.replace("@12 leads", "").replace("~", "-"), "auroc", key, ours, note) for key, ours, note in found]
 
 
 def lead_set_table(scored: dict[str, Scored]) -> dict:
@@ -201,12 +185,10 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     return [table for table in found if table["rows"]]
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
     out = folder(cfg)
-    logs = {n: [facts["runs"].get(f"{n}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds] for n in ("kmerl",)}
-    logs = {n: seeds for n, seeds in logs.items() if all(seeds)}
-    if logs:
+    if logs := loss_logs(cfg, facts, {"kmerl": "kmerl"}):
         draw_losses(out / "loss.png", logs, "Training loss of K-MERL")
     sets = {label: {s: scored[key_of(p, s)].level("auroc") for s in CLINICAL_SETS if key_of(p, s) in scored}
             for label, p in METHODS.items() if label in SHOWN}  # fmt: skip
@@ -221,20 +203,13 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
             counts[label][12] = scored[whole].level("auroc")
     if counts:
         draw_lead_counts(out / "lead-counts.png", counts, "zero-shot macro AUROC, mean over tasks")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    attention = "Where class names look: attention of the query network, test record."
+    return {
         "lead-counts.png": "Zero-shot AUROC against the number of leads, random sets; the point at 12 is all leads.",
         "lead-sets.png": "Zero-shot AUROC with the clinical lead sets.",
         "loss.png": "Training loss.",
+        **{f.name: attention for f in sorted(out.glob("attention-*.png"))},
     }
-    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
-    for f in sorted(out.glob("attention-*.png")):
-        found.append(
-            {"file": f.name, "caption": "Where class names look: attention of the query network, test record."}
-        )
-    return found
 
 
 def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
@@ -246,30 +221,15 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     evaluation, _ = setup(run_cfg, run / "checkpoint")
     if evaluation.model.query_network is None:
         return
-    dataset = next(iter(evaluation.downstream))
-    texts = evaluation.downstream[dataset].class_names()
-    labels = pd.read_parquet(run / "labels.parquet")
-    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
-    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
-    record = n_true.sort_values(ascending=False, kind="stable").index[0]
-    release = evaluation.downstream[dataset]
-    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
-    true = true_classes(test[test.id == record], release)[:3]
+    dataset, release = next(iter(evaluation.downstream.items()))
+    record, signal_mv, slots = richest_record(run, dataset, release)
+    texts, signal_mv = release.class_names(), signal_mv[:, : run_cfg.n_samples]
+    true = list(dict.fromkeys(texts[i] for i in slots))[:3]
+    chosen = [i for i, t in enumerate(texts) if t in true]
+    vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
     for lead_set in (ALL_LEADS, "I+II"):
-        signal_mv = release.packed.store.signal_mv(row)[:, : cfg.n_samples]
-        chosen = [i for i, t in enumerate(texts) if t in true]
-        vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]
         leads, fs_hz = CLINICAL_SETS[lead_set], run_cfg.data.fs_hz
         queries, segment_s = attend(evaluation.model, signal_mv, vectors, names, leads, fs_hz)
         file = folder(cfg) / f"attention-{lead_set.replace(' ', '-').replace('+', '-')}.png"
         title = f"test record {record}, {lead_set}"
         draw_attention(file, signal_mv, fs_hz, queries, segment_s, leads, title, f"{dataset}/{record}")
-
-
-def true_classes(rows: pd.DataFrame, release) -> list[str]:
-    """Plain names of a record's classes, in the order of tasks, without repetition."""
-    found = []
-    for row in rows.itertuples():
-        task = release.tasks[row.task]
-        found += [c.description for c, there in zip(task.classes, row.reference, strict=True) if there]
-    return list(dict.fromkeys(found))

@@ -8,9 +8,8 @@ from meit.data import prompt_text
 from meit.instructions import FIXED_INSTRUCTION
 from meit.protocols import side_by_side
 from shared.metrics import figures
-from shared.metrics.scorecard import control
 from shared.metrics.text import document_frequencies
-from shared.runs.evidence import Scored, describe, folder, run_table
+from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE = ("rouge_1_f1", "rouge_2_f1", "rouge_l_coco")
@@ -23,22 +22,14 @@ CONTROLS = {  # id -> what it is
 }
 
 
-def controls(scored: dict[str, Scored], compare) -> list[dict]:
-    """Finding-level F1 of what should fail, and how far the model is above it. compare: (metric, ours, theirs)."""
-    rows = []
-    for name in ("meit", "real-ptb-xl"):
-        if f"{name}@ecg" not in scored:
-            continue
-        data = describe(scored[f"{name}@ecg"])
-        others = {f"{name}-{kind}": (f"{name}@{kind}", note) for kind, note in CONTROLS.items()}
-        if name == "meit":
-            others["llm-without-ecg"] = ("no-ecg@ecg", "the same LLM and LoRA, trained without an ECG")
-        for control_id, (key, note) in others.items():
-            if key in scored:
-                level = scored[key].level("finding_f1")
-                ours = compare("finding_f1", name, key)
-                rows.append(control(control_id, "finding_f1", level, ours, data=data, note=note))
-    return rows
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """Finding-level F1 of what should fail."""
+
+    def of(name: str) -> list[Control]:
+        return [(f"{name}-{k}", "finding_f1", f"{name}@{k}", f"{name}@ecg", note) for k, note in CONTROLS.items()]
+
+    language = "the same LLM and LoRA, trained without an ECG"
+    return [*of("meit"), ("llm-without-ecg", "finding_f1", "no-ecg@ecg", "meit@ecg", language), *of("real-ptb-xl")]
 
 
 def quality_table(scored: dict[str, Scored], title: str, table_id: str, rows: dict[str, str], note: str = "") -> dict:
@@ -153,15 +144,10 @@ def languages(texts: pd.Series) -> str:
     return ", ".join(f"{share:.0%} {name}" for name, share in pd.Series(found).value_counts(normalize=True).items())
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures that need no signals; returns file and caption of all figures of the folder."""
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures that need no signals; returns file -> caption, those of `pictures` included."""
     out = folder(cfg)
-    seeds = cfg.reproduce.seeds
-    logs = {
-        n: [facts["runs"].get(f"{n}/seed{s}", {}).get("loss") for s in seeds] for n in ("meit", "llava", "flamingo")
-    }
-    logs = {n: found for n, found in logs.items() if all(found)}
-    if logs:
+    if logs := loss_logs(cfg, facts, {name: name for name in ("meit", "llava", "flamingo")}):
         figures.draw_losses(out / "loss.png", logs, "Training loss per token")
     for kind, label in (("noise", "largest noisy fraction of the record (published)"), ("snr", "signal-to-noise, dB")):
         entries = {float(k.split("-", 1)[1]): k for k in scored if k.startswith(f"noise@{kind}-")}
@@ -172,15 +158,9 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
             levels = {m: np.array([scored[entries[p]].level(m) for p in x]).T for m in ("rouge_l_coco", "finding_f1")}
             lines = {m: tuple(v) for m, v in levels.items()}
             figures.draw_curve(out / f"{kind}.png", x, lines, label, "score", "Quality under noise at test time")
-    if any("ours" in c for c in card["claims"]):
-        figures.draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    return {
         "loss.png": "Training loss of the three fusions.",
         "noise.png": "Quality under the published perturbation: one noise trace on all leads, in a window.",
         "snr.png": "Quality under white noise of its own on every lead, at a true signal-to-noise ratio.",
+        **{f.name: f"A test record of `{f.stem[5:-2]}`." for f in sorted(out.glob("case-*.png"))},
     }
-    found = [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
-    for f in sorted(out.glob("case-*.png")):
-        found.append({"file": f.name, "caption": f"A test record of `{f.stem[5:-2]}`."})
-    return found

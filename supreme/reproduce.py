@@ -1,9 +1,6 @@
 """SuPreME's experiments, and how they are scored and shown: `make reproduce-supreme`. The engine is `shared.runs`."""
 
-import shutil
-from pathlib import Path
-
-from shared.runs import engine, evidence
+from shared.runs import engine
 from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
 from supreme import tables
 from supreme.config import Config
@@ -79,6 +76,7 @@ class Supreme(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "ecg"
+    kept_once = ("labels", "data_hash")  # of the tasks: what predictions are compared with
 
     def stands_for(self, side: str) -> tuple[str, ...]:
         return ESSL if side == BEST else (side,)
@@ -90,11 +88,6 @@ class Supreme(Paper):
     def same_data(self, cfg: Config) -> str:
         supervised = cfg.model.method == "supervised"
         return repr([supervised, cfg.data, cfg.extract, cfg.text, cfg.eval.tasks, cfg.eval.simulate])
-
-    def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Labels of the tasks, once for all runs on the same data; they are what predictions are compared with."""
-        data_hash = evidence.run_facts(runs)["data_hash"]
-        shutil.copy(runs[0] / "labels.parquet", out / "predictions" / f"labels-{data_hash}.parquet")
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
         tables.draw_attention_case(cfg, names)

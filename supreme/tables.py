@@ -1,17 +1,16 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from shared.ecg.plot import draw_attention
-from shared.metrics.figures import draw_claims, draw_losses
-from shared.metrics.scorecard import control, dumps
+from shared.metrics.figures import draw_losses
+from shared.metrics.scorecard import dumps
 from shared.runs.config import data_root
-from shared.runs.evidence import Scored, describe, folder, read_predictions, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
+from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, read_predictions, run_folders, run_table
+from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
 from supreme.agreement import agreement, real_agreement
 from supreme.config import Config, parse
 from supreme.evaluate import setup
@@ -68,8 +67,8 @@ KINDS = {
 RATIOS = ("0.01", "0.1", "1")
 
 
-def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
-    """AUROC of what should fail, and how far SuPreME is above it. compare: (metric, ours, theirs)."""
+def controls(scored: dict[str, Scored]) -> list[Control]:
+    """AUROC of what should fail."""
     notes = {
         "supreme@ecg~zeroed": "all samples 0",
         "supreme@ecg~shuffled": "another record's ECG",
@@ -79,17 +78,9 @@ def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
         "random-init@ecg": "SuPreME before training",
         "permuted-labels@ecg": "trained on the labels of other records",
     }
-    rows = []
-    for key, note in notes.items():
-        if key in scored and "supreme@ecg" in scored:
-            entry, name = scored[key], key.replace("@ecg", "").replace("~", "-")
-            difference = compare("auroc", "supreme", key)
-            rows.append(control(name, "auroc", entry.level("auroc"), difference, data=describe(entry), note=note))
-    key, ours = "real-supreme@ecg~shuffled", "real-supreme@ecg"
-    if key in scored and ours in scored:
-        level, difference = scored[key].level("auroc"), compare("auroc", ours, key)
-        rows.append(control("real-supreme-shuffled", "auroc", level, difference, data=describe(scored[key])))
-    return rows
+    found = [(key, "supreme@ecg", note) for key, note in notes.items()]
+    found.append(("real-supreme@ecg~shuffled", "real-supreme@ecg", None))
+    return [(key.replace("@ecg", "").replace("~", "-"), "auroc", key, ours, note) for key, ours, note in found]
 
 
 def method_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
@@ -207,25 +198,15 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     return [table for table in found if table["rows"]]
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
-    out = folder(cfg)
-    names = {label: name for label, name in METHODS.items() if f"{name}/seed{cfg.reproduce.seeds[0]}" in facts["runs"]}
-    logs = {}
-    for label, name in names.items():
-        seeds = [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-        if all(seeds):
-            logs[label] = [relative(log) for log in seeds]
-    if logs:
-        draw_losses(out / "loss.png", logs, "Training loss, relative to its first value")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
+    if logs := loss_logs(cfg, facts, METHODS):
+        logs = {label: [relative(log) for log in seeds] for label, seeds in logs.items()}
+        draw_losses(folder(cfg) / "loss.png", logs, "Training loss, relative to its first value")
+    return {
         "loss.png": "Training loss of every method, relative to its first logged value (objectives share no unit).",
         "attention.png": "Where conditions look: attention of the Cardiac Fusion Network, test record.",
     }
-    return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]
 
 
 def relative(log: list) -> list[tuple[float, float]]:
@@ -246,26 +227,13 @@ def draw_attention_case(cfg: Config, experiments: list[str]) -> None:
     run_cfg = parse(["--config", str(run / "config.yaml")])
     evaluation, _ = setup(run_cfg, run / "checkpoint")
     dataset, release = next(iter(evaluation.downstream.items()))
-    labels = pd.read_parquet(run / "labels.parquet")
-    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
-    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
-    record = n_true.sort_values(ascending=False, kind="stable").index[0]
-    names = release.class_names()
-    true = np.concatenate(test[test.id == record].set_index("task").reindex(release.tasks).reference.dropna().to_list())
-    tasks = [t for t in release.tasks if t in set(test[test.id == record].task)]
-    slots = [i for i, n in enumerate(slot_tasks(release)) if n in tasks]
-    chosen = list({names[i]: i for i, there in zip(slots, true, strict=True) if there}.values())[:4]
-    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
-    signal_mv = release.packed.store.signal_mv(row)[:, : run_cfg.n_samples]
+    record, signal_mv, slots = richest_record(run, dataset, release)
+    names, signal_mv = release.class_names(), signal_mv[:, : run_cfg.n_samples]
+    chosen = list({names[i]: i for i in slots}.values())[:4]
     queries = evaluation.queries[dataset][chosen]
     found, segment_s = attend(evaluation.model, signal_mv, queries, [names[i] for i in chosen], run_cfg.data.fs_hz)
     file, title, fs_hz = folder(cfg) / "attention.png", f"test record {record}", run_cfg.data.fs_hz
     draw_attention(file, signal_mv, fs_hz, found, segment_s, title=title, record=f"{dataset}/{record}")
-
-
-def slot_tasks(release) -> list[str]:
-    """Task of each class slot."""
-    return [name for name, task in release.tasks.items() for _ in task.classes]
 
 
 def write_extraction(cfg: Config, experiments: list[str]) -> None:

@@ -1,12 +1,11 @@
 """The paper's experiments, and how they are scored and shown: `make reproduce-synth_medvlp`. Engine: `shared.runs`."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from shared.runs import engine, evidence
+from shared.runs import engine
 from shared.runs.paper import Experiment, Paper, evaluation
 from synth_medvlp import pictures
 from synth_medvlp.config import Config
@@ -91,6 +90,7 @@ class SynthMedVlp(Paper):
     config = Config
     experiments = EXPERIMENTS
     main_input = "image"
+    kept_once = ("labels", "data_hash")  # of the tasks: what predictions are compared with
 
     def cannot_run(self, cfg: Config, name: str) -> str | None:
         for prefix in BY_TIER:
@@ -112,9 +112,7 @@ class SynthMedVlp(Paper):
         return set_of(cfg) + repr([cfg.eval.tasks, cfg.eval.simulate, cfg.eval.variant])
 
     def collect(self, cfg: Config, name: str, runs: list[Path], out: Path) -> None:
-        """Labels of the tasks, once for all runs on the same data; pixel counts of the masks."""
-        data_hash = evidence.run_facts(runs)["data_hash"]
-        shutil.copy(runs[0] / "labels.parquet", out / "predictions" / f"labels-{data_hash}.parquet")
+        """Pixel counts of the masks."""
         masks = pd.read_parquet(runs[0] / "masks.parquet")
         if len(masks):
             masks.to_parquet(out / "predictions" / f"{name}-masks-{runs[0].name}.parquet", compression="zstd")

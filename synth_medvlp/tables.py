@@ -1,16 +1,14 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures; from scored predictions and the funnel."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from shared.metrics.figures import draw_claims, draw_losses
+from shared.metrics.figures import draw_losses
 from shared.metrics.interval import Statistic, difference
-from shared.metrics.scorecard import control
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Scored, describe, folder, paired, run_table, same_records
+from shared.runs.evidence import Control, Scored, folder, loss_logs, paired, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
 from synth_medvlp.classes import MIN10, correlations, per_class
@@ -76,38 +74,29 @@ DIFFERENCES = {
 }
 
 
-def controls(scored: dict[str, Scored], compare: Callable) -> list[dict]:
+def controls(scored: dict[str, Scored]) -> list[Control]:
     """Inputs and weights from which nothing should be read, and what else could explain a difference of regimes."""
-    rows = []
-    for name in REGIMES.values():
-        for what, note in {
-            "zeroed": "black images; 0.5 by construction",
-            "shuffled": "another record's image",
-            "prompts": "each class asked by another class's prompt",
-            "prior": "each class's share of the training labels, for every record; 0.5 by construction",
-        }.items():
-            key = f"{name}@image~{what}"
-            if key in scored and f"{name}@image" in scored:
-                level, difference = scored[key].level(HEADLINE), compare(HEADLINE, name, key)
-                rows.append(control(f"{name}-{what}", HEADLINE, level, difference, describe(scored[key]), note))
-    for key, (ours, note) in {
+    inputs = {
+        "zeroed": "black images; 0.5 by construction",
+        "shuffled": "another record's image",
+        "prompts": "each class asked by another class's prompt",
+        "prior": "each class's share of the training labels, for every record; 0.5 by construction",
+    }
+    weights = {
         "random-init": ("synthetic", "untrained"),
         "shuffled-pairs": ("synthetic", "trained on other pairs' reports"),
         "size-matched": ("synthetic", "real pairs, as many as synthetic ones"),
         "mix-epochs": ("mix", "as many epochs as the real pairs, so more updates"),
         "mix-by-source": ("mix", "batches of one source each"),
-    }.items():
-        entry = scored.get(f"{key}@image")
-        if entry and f"{ours}@image" in scored:
-            difference = compare(HEADLINE, ours, key)
-            rows.append(control(key, HEADLINE, entry.level(HEADLINE), difference, describe(entry), note))
-    for name in REGIMES.values():
-        for what, note in {"shuffled": "the map of another image", "prior": "the mean training mask"}.items():
-            key, ours = f"ground-{name}@grounding:image~{what}", f"ground-{name}@grounding:image"
-            if key in scored and ours in scored:
-                level, difference = scored[key].level("dice"), compare("dice", ours, key)
-                rows.append(control(f"ground-{name}-{what}", "dice", level, difference, describe(scored[key]), note))
-    return rows
+    }
+    maps = {"shuffled": "the map of another image", "prior": "the mean training mask"}
+    regimes, found = REGIMES.values(), []
+    for n in regimes:
+        found += [(f"{n}-{what}", HEADLINE, f"{n}@image~{what}", f"{n}@image", note) for what, note in inputs.items()]
+    found += [(n, HEADLINE, f"{n}@image", f"{ours}@image", note) for n, (ours, note) in weights.items()]
+    for n, ours in {f"ground-{n}": f"ground-{n}@grounding:image" for n in regimes}.items():
+        found += [(f"{n}-{what}", "dice", f"{ours}~{what}", ours, note) for what, note in maps.items()]
+    return found
 
 
 def zero_shot_table(scored: dict[str, Scored]) -> dict:
@@ -351,24 +340,17 @@ def _loss_file(prefix: str) -> str:
     return "-".join(["loss", *prefix.split("-")[:-1]]) + ".png"
 
 
-def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> list[dict]:
-    """Figures from scores alone; returns file and caption of all figures of the folder."""
+def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
+    """Figures from scores alone; returns file -> caption, those of `pictures` included."""
     out = folder(cfg)
     for prefix, method in TRAINED.items():  # their losses have other scales
-        logs = {
-            label: [facts["runs"].get(f"{prefix}{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-            for label, name in REGIMES.items()
-        }
-        if logs := {label: seeds for label, seeds in logs.items() if all(seeds)}:
+        if logs := loss_logs(cfg, facts, {label: prefix + name for label, name in REGIMES.items()}):
             draw_losses(out / _loss_file(prefix), logs, f"Training loss, {method}")
-    if any("ours" in c for c in card["claims"]):
-        draw_claims(out / "claims.png", card)
     if all(f"{name}@image" in scored for name in REGIMES.values()):
         figures.draw_classes(out / "classes.png", per_class(cfg, facts, [*REGIMES.values()]), REGIMES)
     if (out / "tail.json").exists():
         figures.draw_tail(out / "tail.png", json.loads((out / "tail.json").read_text()))
-    captions = {
-        "claims.png": "Claims measured at this tier.",
+    return {
         "classes.png": "AUROC of every headline class against how often real training reports state its finding.",
         "tail.png": "How often reports name each entity, by rank within its type.",
         "pairs.png": "Real pairs, images that the audit dropped, synthetic pairs, images that the check rejected.",
@@ -380,4 +362,3 @@ def draw(cfg: Config, card: dict, scored: dict[str, Scored], facts: dict) -> lis
         },
         **{_loss_file(prefix): f"Training loss, {method}." for prefix, method in TRAINED.items()},
     }
-    return [{"file": f, "caption": c} for f, c in captions.items() if (out / f).exists()]

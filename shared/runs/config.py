@@ -57,6 +57,10 @@ class RunReproduceConfig:
     overrides: dict[str, dict] = field(default_factory=dict)  # experiment (or prefix) -> config keys at this tier
     not_here: dict[str, str] = field(default_factory=dict)  # experiment (or prefix) -> why this tier leaves it out
 
+    def keys_of(self, name: str) -> dict:
+        """The keys that the tier gives to an experiment."""
+        return {k: v for prefix, keys in self.overrides.items() if name.startswith(prefix) for k, v in keys.items()}
+
 
 @dataclass
 class RunConfig:

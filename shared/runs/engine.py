@@ -67,9 +67,7 @@ def run_arguments(paper: Paper, cfg: RunConfig, name: str, seed: int, fold: int 
     keys |= experiment.overrides
     if fold:
         keys["data.split"] = f"fold-{fold}"
-    for prefix, extra in cfg.reproduce.overrides.items():
-        if name.startswith(prefix):
-            keys |= extra
+    keys |= cfg.reproduce.keys_of(name)
     paths = {e: run_dir(cfg, e, seed) / "checkpoint" for e in experiment.after}
     values = {k: v.format(**paths) if isinstance(v, str) else json.dumps(v) for k, v in keys.items()}
     return [f"--config={tier_file(cfg)}", *(f"--{k}={v}" for k, v in values.items())]

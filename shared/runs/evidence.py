@@ -6,7 +6,9 @@ every number from that folder alone.
 
 import importlib
 import json
+import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from shared.runs.paper import Paper
 
 RESULTS = Path(__file__).parents[2] / "results"  # the committed ones
 FACTS = ("commit", "config_hash", "batch", "steps", "n_train", "parameters", "trainable")  # of run.json, kept
+Control = tuple[str, str, str, str, str | None]  # id, metric, key of what should fail, key of ours, what it is
 
 
 def folder(cfg: RunConfig) -> Path:
@@ -67,7 +70,11 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], pe
             parts = [pd.read_parquet(r / "predictions.parquet").assign(fold=i) for i, r in enumerate(runs)]
             table = pd.concat(parts, ignore_index=True).drop(columns="split", errors="ignore")
             table.to_parquet(out / "predictions" / f"{name}-seed{seed}.parquet", compression="zstd")
-            facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
+            run = facts["runs"][f"{name}/seed{seed}"] = run_facts(runs)
+            if paper.kept_once:
+                kept, of = paper.kept_once
+                kept_as = f"{kept.replace('_', '-')}-{run[of]}.parquet"
+                shutil.copy(runs[0] / f"{kept}.parquet", out / "predictions" / kept_as)
             paper.collect(cfg, name, runs, out)
     facts |= {
         "commit": commit(),
@@ -171,12 +178,6 @@ def same_records(a: Scored, b: Scored) -> bool:
     return np.array_equal(a.ids, b.ids) and a.data_hash == b.data_hash
 
 
-def compare_if_same(paper: Paper, scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> Difference | None:
-    """`compare`, or None where results of an earlier version of the data still stand beside new ones."""
-    same = same_records(*(scored[entry_name(paper, side)] for side in (ours, theirs)))
-    return compare(paper, scored, metric, ours, theirs) if same else None
-
-
 def describe(entry: Scored) -> str:
     """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
     size = f"{entry.n_records or len(entry.ids)} records of {len(set(entry.patients))} patients"
@@ -189,6 +190,18 @@ def claim_pairs(claim: dict) -> list[tuple[str, str]]:
     if claim["kind"] == "ordering":
         return [tuple(step.split(" > ")) for step in claim["comparator"]]
     return [(claim["experiment"], claim["comparator"])]
+
+
+def control_rows(paper: Paper, scored: dict[str, Scored], controls: Iterable[Control]) -> list[dict]:
+    """Rows of the controls that were scored, with how far ours is above them; without, where results of an earlier
+    version of the data still stand beside new ones."""
+    rows = []
+    for control_id, metric, key, ours, note in controls:
+        if key in scored and ours in scored:
+            entry, same = scored[key], same_records(scored[ours], scored[key])
+            above = compare(paper, scored, metric, ours, key) if same else None
+            rows.append(scorecard.control(control_id, metric, entry.level(metric), above, describe(entry), note))
+    return rows
 
 
 def measure(paper: Paper, claim: dict, scored: dict[str, Scored]) -> Measured | str:
@@ -222,10 +235,15 @@ def score(paper: Paper, cfg: RunConfig, claims: list[dict], started: float | Non
     scored = scoring.score_all(cfg, facts)
     run = {k: facts[k] for k in ("commit", "wall_s", "headline_s", "peak_rss_mb", "seeds", "environment") if k in facts}
     due = {c["id"]: measure(paper, c, scored) for c in claims if cfg.tier in c["tiers"]}
-    controls = tables.controls(scored, lambda *sides: compare_if_same(paper, scored, *sides))
+    controls = control_rows(paper, scored, tables.controls(scored))
     parts = {"controls": controls, "tables": tables.tables(cfg, scored, facts)}
     card = scorecard.build(paper.name, cfg.tier, claims, due, run=run, **parts)
-    figures = tables.draw(cfg, card, scored, facts)
+    if any("ours" in claim for claim in card["claims"]):
+        from shared.metrics.figures import draw_claims  # here, so that training imports no matplotlib
+
+        draw_claims(out / "claims.png", card)
+    captions = {"claims.png": "Claims measured at this tier."} | tables.draw(cfg, scored, facts)
+    figures = [{"file": file, "caption": caption} for file, caption in captions.items() if (out / file).exists()]
     if started is not None:
         run["headline_s"] = facts["headline_s"] = round(time.monotonic() - started, 1)
         _write(out / "runs.json", facts)
@@ -245,6 +263,13 @@ def write_reproduction(paper: Paper, cfg: RunConfig, claims: list[dict]) -> Path
     cards = {t: Path(cfg.results) / paper.name / t / "scorecard.json" for t in shown}
     file.write_text(render(paper.name, claims, {t: scorecard.read(p) for t, p in cards.items() if p.exists()}))
     return file
+
+
+def loss_logs(cfg: RunConfig, facts: dict, runs: dict[str, str]) -> dict[str, list]:
+    """Label -> one log of (step, loss) per seed of the tier, where all are there. runs: label -> experiment."""
+    logs = {label: [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
+            for label, name in runs.items()}  # fmt: skip
+    return {label: seeds for label, seeds in logs.items() if all(seeds)}
 
 
 def run_table(facts: dict, **extra: str) -> dict:

@@ -34,16 +34,19 @@ def evaluation(of: str, inputs: tuple[str, ...], **overrides) -> Experiment:
 class Paper(ABC):
     """The names and the few choices in which papers differ. Found by name, the same in every package: the entry points
     `train` and `evaluate`; `scoring.score_all(cfg, facts)`, which maps `name@input` to `evidence.Scored` from the
-    results folder; `tables.controls(scored, compare)`, `tables.tables(cfg, scored, facts)` and
-    `tables.draw(cfg, card, scored, facts)`, which returns file and caption of all figures.
+    results folder; `tables.controls(scored)`, each an `evidence.Control`; `tables.tables(cfg, scored, facts)`; and
+    `tables.draw(cfg, scored, facts)`, which returns file -> caption of all figures that a tier may have.
 
     main_input: the kind of input that `experiment` stands for where a claim names none (`meit` is `meit@ecg`).
+    kept_once: a table of a run that scoring needs, once for all runs on the same data, and the key of their hash among
+    a run's facts.
     """
 
     name: str
     config: type[RunConfig]
     experiments: dict[str, Experiment]
     main_input: str
+    kept_once: tuple[str, str] | None = None
 
     @property
     def folder(self) -> Path:

@@ -243,7 +243,7 @@ def mean_of(entries: list[Scored]) -> Scored:
     return Scored(scores, *base, n_records=first.n_records, seeds=first.seeds)
 
 
-# --- tables ---
+# --- tables and figures ---
 
 AUROC_NOTE = "AUROC, macro over classes, mean over tasks, x 1; [95 % interval over patients and seeds]."
 
@@ -254,6 +254,18 @@ def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[s
     body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
     columns = ["model", *shown.values()]
     return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or AUROC_NOTE}
+
+
+def richest_record(run: Path, dataset: str, release: Downstream) -> tuple[str, np.ndarray, list[int]]:
+    """Test record of a data set with the most findings: its id, signals [12, t] in mV, and slots of its classes."""
+    labels = pd.read_parquet(run / "labels.parquet")
+    test = labels[(labels.dataset == dataset) & (labels.part == "test")]
+    n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
+    record = n_true.sort_values(ascending=False, kind="stable").index[0]
+    found = test[test.id == record].set_index("task").reference
+    there = [t for name, task in release.tasks.items() for t in found.get(name, [0] * len(task.classes))]
+    row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
+    return record, release.packed.store.signal_mv(row), np.flatnonzero(there).tolist()
 
 
 def protocol_table(cfg: RunConfig, facts: dict, runs: Mapping[str, str]) -> dict:
