@@ -41,23 +41,6 @@ def test_sizes_of_the_tiers(paper, tier):
     assert ("no result is committed yet" in row) == (not committed), f"README.md: the row of {tier}"
 
 
-@pytest.mark.parametrize("paper", PAPERS)
-def test_time_of_the_headline(paper):
-    """By the clock from nothing but the environment: data, runs, pictures and scores."""
-    card = json.loads((ROOT / f"results/{paper}/laptop/scorecard.json").read_text())
-    said = f"The headline takes {card['headline_s'] / 60:.0f} minutes on two cores"
-    assert said in " ".join((ROOT / paper / "README.md").read_text().split()), f"{paper}/README.md should say: {said}"
-
-
-def test_time_of_all_headlines():
-    cards = [json.loads((ROOT / f"results/{paper}/laptop/scorecard.json").read_text()) for paper in PAPERS]
-    minutes = [card["headline_s"] / 60 for card in cards]
-    assert f"make reproduce-meit    # {minutes[PAPERS.index('meit')]:.0f} minutes on 2 CPU cores" in README
-    assert f"in turn, in {sum(minutes):.0f} minutes on 2 CPU cores" in " ".join(README.split())
-    row = next(line for line in README.splitlines() if line.startswith("| `laptop` |"))
-    assert f"2 CPU cores, {min(minutes):.0f} to {max(minutes):.0f} minutes a paper, {sum(minutes):.0f} in all" in row
-
-
 def test_citation_names_every_paper():
     references = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
     assert len({r["title"] for r in references}) == len(PAPERS)
