@@ -40,13 +40,14 @@ from synth_medvlp.screening import Screener, features, screen, screener
 from synth_medvlp.trees import tree
 from synth_medvlp.writer import make, write_reports
 
-# Files of this package that decide what a stage makes, beside what they are given.
-_NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "ner_model.py", "entities.py")
 STAGES = {
     "A1": "Real pairs", "A2": "Real images, screened", "A3": "Real images like those that A2 drops",
     "A4": "Entities of real reports", "S1": "Entities asked for", "S2": "FINDINGS, written", "S3": "FINDINGS, checked",
     "S4": "IMPRESSIONs, written and checked", "S5": "Images, drawn", "S6": "Images, checked", "S7": "Packed pairs",
 }  # fmt: skip
+
+# Files of this package that decide what a stage makes, beside what they are given.
+_NER = ("lexicon.py", "lexicon.yaml", "dictionary_ner.py", "ner_model.py", "entities.py")
 CODE = {
     "real": ("real.py", "pairs.py", "datasets/reading.py", "datasets/mimic_cxr_jpg.py"),
     "audit": ("screening.py", "audit.py", "quality.py", "mllm.py"),
