@@ -24,6 +24,7 @@ from argus.data import ReportDataset, load_tokenizer, model_input, prompt_batch
 from argus.labels import label_auroc, label_reports
 from argus.model import ArgusModel
 from argus.prep import Prepared, prepare
+from argus.pretrain import EncoderPretraining
 from argus.scoring import score_table
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
@@ -213,10 +214,11 @@ def main(args: list[str] | None = None) -> Path:
     if cfg.model.objective == "supervised":
         if rank():  # nothing to share among processes
             return cfg.run_dir
-        summary["label_auroc"] = label_auroc(cfg, prepared, checkpoint)
+        vit = EncoderPretraining.from_pretrained(checkpoint).to(device()).eval()
+        summary["label_auroc"] = label_auroc(cfg, prepared, vit)
         print("AUROC over the labels, " + ", ".join(f"{k}: {v:.3f}" for k, v in summary["label_auroc"].items()))
         if cfg.eval.inputs:
-            table = rows_of(*label_reports(cfg, prepared, checkpoint), "volume", drawn_sizes(prepared))
+            table = rows_of(*label_reports(cfg, prepared, vit), "volume", drawn_sizes(prepared))
     elif cfg.eval.inputs:
         model = ArgusModel.from_pretrained(checkpoint).to(device()).eval()
         summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens

@@ -2,8 +2,6 @@
 name those it is sure of. So a reader can tell what the ViT misses from what the language model does.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +12,6 @@ from argus.prep import Prepared
 from argus.pretrain import EncoderPretraining
 from shared.metrics.classification import auroc_per_class
 from shared.metrics.ct_findings import asserted
-from shared.runs.evaluation import device
 
 SAID = {  # label, in the order of CT_RATE_LABELS -> (what a report says of it, the finding that is read there)
     "Medical material": ("central venous catheter", "central_line"),
@@ -39,26 +36,25 @@ SAID = {  # label, in the order of CT_RATE_LABELS -> (what a report says of it, 
 
 
 @torch.inference_mode()
-def label_scores(cfg: Config, prepared: Prepared, checkpoint: Path, records: pd.DataFrame) -> np.ndarray:
+def label_scores(cfg: Config, prepared: Prepared, model: EncoderPretraining, records: pd.DataFrame) -> np.ndarray:
     """Logits [n, 18] of a supervised ViT for these records."""
-    model = EncoderPretraining.from_pretrained(checkpoint).to(device()).eval()
     rows, size = records.row.to_numpy(), cfg.eval.batch
     batches = [read_volumes(prepared, rows[i : i + size], cfg.data.slice_only) for i in range(0, len(rows), size)]
     return torch.cat([model(volume=b.to(model.device)).logits.float().cpu() for b in batches]).numpy()
 
 
-def label_auroc(cfg: Config, prepared: Prepared, checkpoint: Path) -> dict[str, float]:
+def label_auroc(cfg: Config, prepared: Prepared, model: EncoderPretraining) -> dict[str, float]:
     """Mean AUROC over CT-RATE's labels, on the first training and the test volumes, as many of both: far apart, the ViT
     has learnt its training volumes by heart."""
     test = PretrainDataset(prepared, "test", limit=cfg.data.n_test)
     found = {}
     for part, dataset in (("train", PretrainDataset(prepared, "train", limit=len(test))), ("test", test)):
-        scores = label_scores(cfg, prepared, checkpoint, dataset.records)
+        scores = label_scores(cfg, prepared, model, dataset.records)
         found[part] = round(float(np.nanmean(auroc_per_class(dataset.labels, scores))), 4)
     return found
 
 
-def label_reports(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataFrame, list[str]]:
+def label_reports(cfg: Config, prepared: Prepared, model: EncoderPretraining) -> tuple[pd.DataFrame, list[str]]:
     """(Test records, a report of each): one sentence per label whose score is above a threshold.
 
     Thresholds are those at which the labels agree best (F1) with the findings of validation reports: of those of the
@@ -69,7 +65,7 @@ def label_reports(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd
         raise ValueError("data: no validation record, which thresholds need; ask for more patients")
     findings = [finding for _, finding in SAID.values()]
     stated = np.array([[(f,) in found for f in findings] for found in map(asserted, val.target)])
-    of_val, of_test = (label_scores(cfg, prepared, checkpoint, part) for part in (val, test))
+    of_val, of_test = (label_scores(cfg, prepared, model, part) for part in (val, test))
     said = np.zeros((len(test), len(SAID)), bool)
     for source in test.source.unique():
         in_val, in_test = (part.source.to_numpy() == source for part in (val, test))

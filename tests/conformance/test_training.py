@@ -47,6 +47,8 @@ def test_other_weights_in_a_run_take_the_scores_of_the_old_ones_away(package, ca
     train(package, tmp_path, cache, *package.train)
     run_folder = next(tmp_path.glob("**/run.json")).parent
     (run_folder / "metrics.json").write_text("{}")
+    train(package, tmp_path, cache, *package.train)
+    assert (run_folder / "metrics.json").exists(), "nothing was trained again"
     train(package, tmp_path, cache, *package.train, "--train.lr=1e-5")
     assert not (run_folder / "metrics.json").exists()
 
