@@ -5,7 +5,7 @@ Tokens [B, N, C] lie on a grid (gD, gH, gW), W fastest; every arm gives [B, M, o
 | arm | M | operation, then the head |
 |---|---|---|
 | none | N | a linear layer per token |
-| avgpool | N / S | mean of sD x sH x sW blocks |
+| avgpool | N / S | mean of sD x sH x sW blocks; with 2 x 2 x 2 what M3D published |
 | avgpool_matched | N / S | the same, head widened to as many parameters as pixel shuffle has |
 | avgpool_seq | N / S | mean of S consecutive tokens |
 | attn_pool | queries | learned queries, one attention layer |
@@ -13,7 +13,6 @@ Tokens [B, N, C] lie on a grid (gD, gH, gW), W fastest; every arm gives [B, M, o
 | pixel_shuffle_3d | N / S | a block's tokens side by side |
 | concat_1d | N / S | S consecutive tokens side by side |
 | hilt | N / S | low-resolution tokens ask high-resolution ones (hilt.py) |
-| m3d_spp | N / 8 | as published by M3D: avgpool of 2 x 2 x 2, whatever the factors |
 | radfm_perceiver | 32 | as published by RadFM: perceiver with a linear head |
 """
 
@@ -187,7 +186,6 @@ BUILD = {
         width, _n_queries(queries, grid, factors), mlp2(width, out)
     ),
     "hilt": lambda width, grid, factors, queries, out: Hilt(width, small_grid(grid, factors), mlp2(width, out)),
-    "m3d_spp": lambda width, grid, factors, queries, out: Grouped("avgpool", grid, (2, 2, 2), mlp2(width, out)),
     "radfm_perceiver": lambda width, grid, factors, queries, out: Perceiver(width, 32, nn.Linear(width, out)),
 }
 

@@ -3,14 +3,19 @@
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from argus.config import DataConfig
 from argus.prep import Prepared
 
+SENTENCE_END = r"(?<=[.;])\s"
 IGNORE = -100  # label of tokens without loss
 VOLUMES = ("volume", "zero", "mean", "shuffle")  # what a model is tested on: the true one, and three controls
 # One fixed prompt per target section (reference), of our own wording; a section belongs to one source and its style.
@@ -27,16 +32,25 @@ def prompt_text(section: str) -> str:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on training reports and prompts, for models that start from scratch. <bos> and <eos> stand around
-    a text that is tokenised with special tokens (the text tower of `clip` reads its summary at <bos>)."""
-    bpe = ByteLevelBPETokenizer()
-    special = ["<pad>", "<bos>", "<eos>"]
-    texts = [*texts, *map(prompt_text, PROMPTS)]
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    """Byte-level BPE on training texts and prompts, for models that start from scratch. Merges cross the words of a
+    sentence, never its end, so that what every report says becomes few tokens: a fifth of those of merges within words.
+    <bos> and <eos> stand around a text that is tokenised with special tokens (the text tower of `clip` reads its
+    summary at <bos>)."""
+    bpe, special = Tokenizer(BPE()), ["<pad>", "<bos>", "<eos>"]
+    sentences = Split(Regex(SENTENCE_END), "merged_with_next")
+    bpe.pre_tokenizer = Sequence([sentences, ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([*texts, *map(prompt_text, PROMPTS)], trainer)
     ids = [(token, bpe.token_to_id(token)) for token in special[1:]]
-    bpe._tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ids)
+    bpe.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ids)
     names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -58,13 +58,18 @@ def listed(report: str, rng: np.random.Generator) -> str:
     return "; ".join(in_words(*found[k], placed=rng.random() >= WITHOUT_PLACE) for k in rng.permutation(len(found)))
 
 
+def lists_of(texts: pd.DataFrame, seed: int) -> list[str]:
+    """The list of each report of `drawn_reports`."""
+    rng = np.random.default_rng(seed)
+    return [listed(report, rng) for report in texts.target]
+
+
 class LanguageDataset(Examples):
     """Reports behind their lists of findings; loss on report and end token only. `reports` stay whole."""
 
-    def __init__(self, texts: pd.DataFrame, data: DataConfig, tokenizer, seed: int):
+    def __init__(self, texts: pd.DataFrame, lists: list[str], data: DataConfig, tokenizer):
         self.reports = texts.target.tolist()
-        rng = np.random.default_rng(seed)
-        lists = tokenizer([listed(report, rng) for report in self.reports], add_special_tokens=False).input_ids
+        lists = tokenizer(lists, add_special_tokens=False).input_ids
         n_bos = int(tokenizer.bos_token_id is not None)
         prompts = {section: prompt_ids(section, tokenizer) for section in texts.section.unique()}
         of_row = [prompts[s][:n_bos] + ids + prompts[s][n_bos:] for s, ids in zip(texts.section, lists, strict=True)]

@@ -78,12 +78,11 @@ EXPERIMENTS = {
     **compression("avgpool", "avgpool"),
     **compression("attn-pool", "attn_pool"),
     "no-image": Recipe({"model.compressor": "no_image"}, encoder=None),
-    # all other arms of compression; m3d-spp and radfm-perceiver as published, whatever tokens that leaves
+    # all other arms of compression; radfm-perceiver as published, with 32 tokens
     **compression("avgpool-matched", "avgpool_matched"),  # as many parameters as pixel shuffle
     **compression("perceiver", "perceiver"),
     **compression("concat-1d", "concat_1d"),
     **compression("avgpool-seq", "avgpool_seq"),
-    **compression("m3d-spp", "m3d_spp"),
     **compression("radfm-perceiver", "radfm_perceiver"),
     **compression("hilt", "hilt"),
     **compression("none", "none"),

@@ -12,6 +12,7 @@ BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
 FINDINGS = ("finding_f1", "finding_precision", "finding_recall", "finding_macro_f1", "place_finding_f1",
             "rest_finding_f1", "all_finding_f1", "label_f1", "hallucinated_priors", "unfinished")  # fmt: skip
+HEADLINE, MACRO = "finding_macro_f1", "F1, mean over findings"  # what claims.yaml decides by
 SHORT = ("finding_f1", "finding_macro_f1", "place_finding_f1", "bleu_4", "cider_d")
 CLINICAL = {
     "green": ("green", "green_parsed_only", "green_truncated"),
@@ -29,10 +30,10 @@ CONTROLS = {  # id -> what it is
     "nearest": "report of the source's training volume with the nearest encoder vector",
 }
 ARMS = {  # experiment -> name of its compression
-    "argus": "pixel shuffle", "avgpool": "average pooling", "attn-pool": "attention pooling",
+    "argus": "pixel shuffle", "avgpool": "average pooling (M3D's)", "attn-pool": "attention pooling",
     "avgpool-matched": "average pooling, as many parameters as pixel shuffle", "perceiver": "perceiver",
     "concat-1d": "concatenation along the sequence", "avgpool-seq": "average along the sequence",
-    "m3d-spp": "M3D's spatial pooling", "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
+    "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
     "none": "none (linear)",
 }  # fmt: skip
 ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
@@ -57,17 +58,17 @@ def volume(rows: dict[str, str]) -> dict[str, str]:
 
 
 def controls(scored: dict[str, Scored]) -> list[Control]:
-    """Finding-level F1 of what should fail: over the mentions of validated findings (the headline), as the mean over
-    these findings, over the mentions of all, at the right place."""
+    """Finding-level F1 of what should fail: as the mean over the validated findings (the headline), over the mentions
+    of these, over the mentions of all, at the right place."""
     found = []
-    for metric in ("finding_f1", "finding_macro_f1", "all_finding_f1", "place_finding_f1"):
+    for metric in (HEADLINE, "finding_f1", "all_finding_f1", "place_finding_f1"):
         found += [(f"argus-{k}", metric, f"argus@{k}", "argus@volume", note) for k, note in CONTROLS.items()]
         language = "the same LLM and LoRA, trained without volumes"
         found.append(("llm-without-image", metric, "no-image@volume", "argus@volume", language))
     # Its ViT was pre-trained on the tier's own patients: so was that of `from-supervised`, not always the recipe's.
     own = "from-supervised@volume" if "from-supervised@volume" in scored else "argus@volume"
     note = f"the middle slice only, against {own.removesuffix('@volume')}"
-    return [*found, ("single-slice", "finding_f1", "single-slice@volume", own, note)]
+    return [*found, ("single-slice", HEADLINE, "single-slice@volume", own, note)]
 
 
 def level_table(
@@ -208,13 +209,13 @@ def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
     for stage, prefix in (("1", "align-"), ("2", "")):
         if logs := loss_logs(cfg, facts, {name: prefix + name for name in ("argus", "avgpool", "attn-pool")}):
             figures.draw_losses(out / f"loss-{stage}.png", logs, f"Training loss per token, stage {stage}")
-    levels = {label: scored[f"{n}@volume"].level("finding_f1") for n, label in ARMS.items() if f"{n}@volume" in scored}
+    levels = {label: scored[f"{n}@volume"].level(HEADLINE) for n, label in ARMS.items() if f"{n}@volume" in scored}
     if len(levels) > 1:
-        draw_levels(out / "compression.png", list(levels), {"": levels}, "finding F1", "Compression arms")
-    share = {s: scored[f"{n}@volume"].level("finding_f1") for n, s in SHARES.items() if f"{n}@volume" in scored}
+        draw_levels(out / "compression.png", list(levels), {"": levels}, MACRO, "Compression arms")
+    share = {s: scored[f"{n}@volume"].level(HEADLINE) for n, s in SHARES.items() if f"{n}@volume" in scored}
     if len(share) > 1:
-        lines = {"finding F1": tuple(zip(*share.values(), strict=True))}
-        figures.draw_curve(out / "data.png", list(share), lines, "% of the training patients", "finding F1", "Data")
+        lines = {MACRO: tuple(zip(*share.values(), strict=True))}
+        figures.draw_curve(out / "data.png", list(share), lines, "% of the training patients", MACRO, "Data")
     rungs = {RUNGS[n]: scored[f"{n}@volume"] for n in RUNGS if f"{n}@volume" in scored}
     sized = {label: dict(zip(SIZES, map(e.level, SIZED), strict=True)) for label, e in rungs.items()
              if set(SIZED) <= set(e.scores)}  # fmt: skip
@@ -222,7 +223,7 @@ def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
         draw_levels(out / "sizes.png", list(SIZES), sized, "finding F1", "Size of the finding, by resolution")
     case = "A test volume, its reference and what was written; the cross marks where a finding was drawn."
     return {
-        "compression.png": "Finding F1 of the compression arms; `none`, M3D's and RadFM's leave other token counts.",
+        "compression.png": "Finding F1 of the compression arms; `none` and RadFM's leave other token counts.",
         "sizes.png": "Finding F1 by the size of the finding (thirds of its kind), at normal and high resolution.",
         "data.png": "Finding F1 over the share of the training patients.",
         "loss-1.png": "Training loss of stage 1, in which the compressor learns alone.",

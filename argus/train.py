@@ -24,7 +24,7 @@ from argus.data import (
     read_volumes,
     train_tokenizer,
 )
-from argus.language import LanguageDataset, drawn_reports, texts_hash
+from argus.language import LanguageDataset, drawn_reports, lists_of, texts_hash
 from argus.model import PRETRAIN, ArgusModel, shape_of
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
@@ -90,8 +90,9 @@ def build(
     m, d = cfg.model, cfg.data
     if m.objective == "language":
         texts = drawn_reports(d)
-        tokenizer = train_tokenizer(texts.target.tolist())
-        train_set = LanguageDataset(texts, d, tokenizer, cfg.seed)
+        lists = lists_of(texts, cfg.seed)
+        tokenizer = train_tokenizer([*texts.target, *lists])
+        train_set = LanguageDataset(texts, lists, d, tokenizer)
         return ArgusModel.build(m, d.shape, tokenizer), tokenizer, train_set, Collator(None, tokenizer.pad_token_id)
     tokenizer = tokenizer_of(cfg, prepared) if m.objective not in ("mae", "supervised") else None
     if m.objective in PRETRAIN:

@@ -117,7 +117,7 @@ def test_every_arm_gives_its_tokens_at_the_same_width(name):
     arm = build(name, factors=(2, 2, 3))
     x, low = tokens(grid), tokens((2, 2, 2), seed=1)
     y = arm(x, low) if name == "hilt" else arm(x)
-    expected = {"none": N, "m3d_spp": N // 8, "radfm_perceiver": 32}.get(name, M)
+    expected = {"none": N, "radfm_perceiver": 32}.get(name, M)
     assert arm.n_tokens == expected and y.shape == (2, expected, OUT)
     y.square().sum().backward()
     assert [n for n, p in arm.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -132,7 +132,7 @@ def test_parameters_are_those_of_the_reference():
         arms = {name: build_compressor(name, **sizes) for name in expected}
         wide = {f: build_compressor("pixel_shuffle_3d", **sizes | {"factors": f}) for f in ((2, 4, 4), (4, 4, 4))}
         linear = Perceiver(768, 512, nn.Linear(768, 4096))
-        spp = build_compressor("m3d_spp", **sizes | {"grid": (8, 16, 16), "factors": (1, 1, 1)})
+        spp = build_compressor("avgpool", **sizes | {"grid": (8, 16, 16)})
     count = {name: sum(p.numel() for p in arm.parameters()) / 1e6 for name, arm in arms.items()}
     assert count == pytest.approx(expected, abs=0.06)
     assert {a.n_tokens for name, a in arms.items() if name != "none"} == {512}
@@ -234,7 +234,7 @@ def test_low_resolution_is_the_mean_of_blocks():
 # --- what does not fit ---
 
 
-@pytest.mark.parametrize("name", [n for n in BUILD if n not in ("none", "m3d_spp", "radfm_perceiver")])
+@pytest.mark.parametrize("name", [n for n in BUILD if n not in ("none", "radfm_perceiver")])
 def test_factors_that_do_not_divide_the_grid_are_refused(name):
     with pytest.raises(ValueError, match=r"model\.factors \[2, 3, 3\] do not divide the token grid \[4, 4, 6\]"):
         build(name, factors=[2, 3, 3])

@@ -1,5 +1,6 @@
 """Text and volumes as the models get them: exact loss masks, windows, padding, inputs of the controls."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +97,16 @@ def test_loss_is_on_report_and_end_token_only(prepared, tokenizer):
     assert dataset.n_truncated == 0 and dataset.reports == REPORTS
 
 
+def test_tokens_hold_words_of_one_sentence_and_give_back_every_text(tokenizer):
+    for text in (*REPORTS, "Nódulo de 6 mm;\nnew <line>  é", *map(prompt_text, PROMPTS)):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == text
+    words = [tokenizer.decode([i]) for i in range(3, len(tokenizer))]
+    assert not [w for w in words if re.search(r"[.;]\s", w)], "no token goes on after the end of a sentence"
+    known = tokenizer(REPORTS[1], add_special_tokens=False).input_ids
+    assert len(known) == 1, "a sentence of the training texts is one token where the vocabulary has room"
+
+
 def test_each_section_has_its_own_prompt():
     assert set(SECTIONS.values()) == set(PROMPTS) and len(set(PROMPTS.values())) == 3
 
@@ -107,9 +118,9 @@ def test_a_tokenizer_without_bos_starts_with_the_prompt(prepared, tokenizer):
 
 
 def test_long_reports_keep_their_end_token_and_are_counted(prepared, tokenizer):
-    dataset = ReportDataset(prepared, "train", DataConfig(max_tokens=60), tokenizer)
+    dataset = ReportDataset(prepared, "train", DataConfig(max_tokens=12), tokenizer)
     assert dataset.n_truncated == 1
-    assert len(dataset[2]["input_ids"]) == 60 and dataset[2]["input_ids"][-1] == tokenizer.eos_token_id
+    assert len(dataset[2]["input_ids"]) == 12 and dataset[2]["input_ids"][-1] == tokenizer.eos_token_id
     assert dataset.reports[2] == REPORTS[2], "the reference of a score is the whole report"
     with pytest.raises(ValueError, match=r"data\.max_tokens"):
         ReportDataset(prepared, "train", DataConfig(max_tokens=3), tokenizer)
@@ -168,7 +179,8 @@ def test_pretraining_sees_labelled_records_only(prepared, tokenizer):
         PretrainDataset(prepared, "train")
 
 
-def test_text_of_the_contrast_is_cut_with_its_end_token(prepared, tokenizer):
+def test_text_of_the_contrast_is_cut_with_its_end_token(prepared):
+    tokenizer = train_tokenizer(REPORTS, 270)  # few merges, so many tokens
     dataset = PretrainDataset(prepared, "train", tokenizer, text_tokens=8)
     assert dataset.n_truncated == 3
     whole = tokenizer(REPORTS[0]).input_ids

@@ -5,7 +5,7 @@ import pytest
 
 from argus.config import DataConfig, SimulateCt
 from argus.data import IGNORE, prompt_text, train_tokenizer
-from argus.language import LEFT_OUT, WITHOUT_PLACE, LanguageDataset, drawn_reports, listed, texts_hash
+from argus.language import LEFT_OUT, WITHOUT_PLACE, LanguageDataset, drawn_reports, listed, lists_of, texts_hash
 from shared.ct.simulate import draw_studies
 
 SIMULATE = SimulateCt(n_patients={"ct-rate": 5, "bimcv-r": 3, "inspect": 4}, seed=3)
@@ -42,19 +42,18 @@ def test_a_list_says_most_of_what_the_report_asserts_and_nothing_else():
 
 def test_the_list_stands_where_visual_tokens_will_and_carries_no_loss():
     texts = drawn_reports(data())
-    tokenizer = train_tokenizer(texts.target.tolist())
-    dataset = LanguageDataset(texts, data(), tokenizer, seed=0)
+    lists = lists_of(texts, seed=0)
+    tokenizer = train_tokenizer([*texts.target, *lists])
+    dataset = LanguageDataset(texts, lists, data(), tokenizer)
     for k in (0, 5, 11):
         item = dataset[k]
         assert len(item["input_ids"]) == len(item["labels"]) and item["input_ids"][0] == tokenizer.bos_token_id
         n = sum(label == IGNORE for label in item["labels"])
         before = tokenizer.decode(item["input_ids"][1:n])
-        assert before.endswith(prompt_text(texts.section[k]))
+        assert before == lists[k] + prompt_text(texts.section[k])
         assert tokenizer.decode(item["labels"][n:-1]) == texts.target[k]
         assert item["labels"][-1] == tokenizer.eos_token_id
-    again = LanguageDataset(texts, data(), tokenizer, seed=0)
-    assert again.examples == dataset.examples
-    assert LanguageDataset(texts, data(), tokenizer, seed=1).examples != dataset.examples
+    assert lists_of(texts, seed=0) == lists != lists_of(texts, seed=1)
 
 
 def test_only_simulated_tiers_teach_a_language_model():

@@ -108,7 +108,7 @@ def test_pieces_join_to_the_text_also_where_characters_span_tokens():
     assert len(pieces) == len(ids) and "".join(pieces) == "Größe 3 µm. No nodule." and pieces[-1] == ""
 
 
-@pytest.mark.parametrize("name", ["pixel_shuffle_3d", "avgpool", "none", "hilt", "m3d_spp", "attn_pool", "concat_1d"])
+@pytest.mark.parametrize("name", ["pixel_shuffle_3d", "avgpool", "none", "hilt", "attn_pool", "concat_1d"])
 def test_attention_lies_where_the_visual_token_is(name):
     model = ArgusModel.build(replace(SMALL, compressor=name), SHAPE, train_tokenizer(REPORTS, 300))
     grid = (4, 4, 4) if name == "none" else (2, 2, 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from argus.tables import HEADLINE
 from docs.build import PAPERS
 from docs.summary import main as summary
 from shared.metrics.benchmark import Row
@@ -78,7 +79,7 @@ def test_summary_counts_every_claim_once(tmp_path, capsys):
 def test_controls_of_argus_are_those_of_the_scorecard():
     card = json.loads((ROOT / "results/argus/laptop/scorecard.json").read_text())
     table = (ROOT / "argus/README.md").read_text().split("| the recipe, ")[1].split("\n\n")[0].splitlines()[2:]
-    shown = [c for c in card["controls"] if c["metric"] == "finding_f1"]
+    shown = [c for c in card["controls"] if c["metric"] == HEADLINE]
     assert len(table) == len(shown)
     for c in shown:
         low, high = c["difference_ci"]
