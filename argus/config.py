@@ -75,7 +75,7 @@ class EvalConfig:
     max_new_tokens: int = 1024
     batch: int = 8
     inputs: list[str] = field(default_factory=lambda: ["volume"])
-    # each of: volume | zero | mean | shuffle | majority | typical | constant | nearest
+    # each of: volume | zero | mean | shuffle | majority | typical | constant | every | nearest
     checkpoint: str | None = None  # of another run; null = this run's own
     metrics: list[str] = field(default_factory=lambda: ["bleu", "rouge", "cider_d", "meteor"])  # beside finding F1
     bertscore: str | None = None  # encoder for BERTScore, hub name or folder

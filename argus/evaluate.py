@@ -3,9 +3,10 @@
 Greedy decoding of newly generated tokens only, one prompt per target section (reference: Evaluation protocols,
 corrected). Every kind of input in `eval.inputs` is generated with the same weights: the true volume and the controls
 (zero, mean, shuffle). Chunks are written as they end, so a killed evaluation goes on where it stopped; under torchrun
-each process takes its share of the chunks. `majority`, `typical`, `constant` and `nearest` are controls without a
-language model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a ViT that
-was pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed, and reports that name them.
+each process takes its share of the chunks. `majority`, `typical`, `constant`, `every` and `nearest` are controls
+without a language model. A run without inputs is a stage that only another run goes on from: nothing is predicted. Of a
+ViT that was pre-trained on labels (`--model.objective supervised`) the AUROC over them is computed, and reports that
+name them.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from shared.runs.facts import commit
 from shared.runs.reports import majority_report, shown, summary_of
 
 CHUNK = 256  # records per part file
-WITHOUT_LLM = ("majority", "typical", "constant", "nearest")
+WITHOUT_LLM = ("majority", "typical", "constant", "every", "nearest")
 COLUMNS = ("id", "patient", "source", "section", "split", "input", "reference", "prediction", "sizes")
 NORMAL = {  # target section -> what a reader writes who never finds anything
     "findings": "The trachea and the main bronchi are open. The heart and the great vessels are of normal size. There "
@@ -78,8 +79,8 @@ def encode(model: ArgusModel, dataset: ReportDataset, cfg: Config, items: list[i
 
 
 def typical_report(reports: list[str]) -> str:
-    """The training report whose validated findings agree best (micro F1) with those of all others: the best that one
-    report for everybody can do, where `constant` finds nothing."""
+    """The training report whose validated findings agree best, over all mentions, with those of all others: the best
+    that one of them can do for everybody by `finding_f1`; by the mean over findings that is `every`."""
     names = {name: k for k, name in enumerate(validated_findings())}
     said = np.zeros((len(reports), len(names)))
     for row, text in zip(said, reports, strict=True):
@@ -96,6 +97,8 @@ def control_reports(
     reports = np.array(train_set.reports, dtype=object)
     if kind == "constant":
         return [NORMAL[section] for section in records.section]
+    if kind == "every":
+        return [" ".join(f"There is {name.replace('_', ' ')}." for name in validated_findings())] * len(items)
     if kind == "nearest":
         if not hasattr(train_set, "vectors"):
             train_set.vectors = encode(model, train_set, cfg, list(range(len(train_set))))

@@ -21,7 +21,7 @@ from shared.runs.paper import Experiment, Paper
 
 ENCODER = "supervised"  # what the recipe's ViT starts from; which one won in the paper is not established
 PRETRAINING = ("mae", "clip", "supervised")
-CONTROLS = ("volume", "zero", "mean", "shuffle", "majority", "typical", "constant", "nearest")
+CONTROLS = ("volume", "zero", "mean", "shuffle", "majority", "typical", "constant", "every", "nearest")
 STAGE_1 = {"model.train_vit": False, "model.train_llm": False, "eval.inputs": []}
 ALIGN, PRETRAIN, LM = "align-", "encoder-", "lm"
 VIT = "vit-labels"

@@ -1,12 +1,15 @@
 """What REPRODUCTION.md shows beside the claims: controls, tables, figures. All from scored predictions."""
 
+from pathlib import Path
+
 from argus.clinical import BACKENDS
 from argus.config import Config
 from argus.figures import draw_levels
 from argus.manifest import SECTIONS
 from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
-from shared.runs.evidence import Control, Scored, folder, loss_logs, run_table
+from shared.metrics.scorecard import load_claims
+from shared.runs.evidence import Control, Scored, claim_pairs, comparable, folder, gain, loss_logs, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
@@ -27,6 +30,7 @@ CONTROLS = {  # id -> what it is
     "majority": "the most frequent training report of the source",
     "typical": "the training report of the source that agrees best with all others",
     "constant": "a normal report of the source's section, which asserts no finding",
+    "every": "one report that names every validated finding, which the mean over findings rewards most",
     "nearest": "report of the source's training volume with the nearest encoder vector",
 }
 ARMS = {  # experiment -> name of its compression
@@ -124,14 +128,28 @@ def clinical_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
 
 
 def source_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
-    """Finding F1 and BLEU-4 per source, pooled, and as the mean over sources."""
+    """Finding F1, over all mentions and as the mean over findings, and BLEU-4: per source, pooled, as their mean."""
     present = {label: scored[key] for label, key in rows.items() if key in scored}
     parts = [p for p in (*SECTIONS, MEAN) if any(f"finding_f1:{p}" in e.scores for e in present.values())]
-    metrics = [m for name in ("finding_f1", "bleu_4") for m in (name, *(f"{name}:{p}" for p in parts))]
+    metrics = [m for name in ("finding_f1", HEADLINE, "bleu_4") for m in (name, *(f"{name}:{p}" for p in parts))]
     body = [[label, *(list(e.level(m)) if m in e.scores else None for m in metrics)] for label, e in present.items()]
     note = "Sources differ in length and style of their target, so a pooled n-gram score says little."
     title = "Per source, pooled, and mean over sources"
     return {"id": "sources", "title": title, "columns": ["run", *metrics], "rows": body, "note": note}
+
+
+def mention_table(scored: dict[str, Scored]) -> dict:
+    """What the claims compare, by the metric that decided until simulator seed 2."""
+    rows = []
+    for claim in load_claims(Path(__file__).parent / "claims.yaml"):
+        for pair in claim_pairs(claim) if claim["metric"] == HEADLINE and claim["tiers"] else ():
+            ours, theirs = (f"{name}@volume" for name in pair)
+            if comparable(scored, ours, theirs):
+                differences = (list(gain(scored, metric, ours, theirs)) for metric in (HEADLINE, "finding_f1"))
+                rows.append([f"{claim['id']}: {' > '.join(pair)}", *differences])
+    columns = ["claim", f"{HEADLINE}, which decides", "finding_f1"]
+    title = "Differences of the claims, as the mean over findings and over all mentions"
+    return {"id": "mentions", "title": title, "columns": columns, "rows": rows}
 
 
 def by_finding(entry: Scored, shuffled: Scored | None) -> dict:
@@ -177,6 +195,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
                     "`_r2gen` without punctuation and list numbers; BERTScore needs `eval.bertscore`; METEOR, the "
                     f"slowest, is computed of {', '.join(WITH_METEOR)} only."),
         source_table(scored, main),
+        mention_table(scored),
     ]  # fmt: skip
     if "argus@volume" in scored:
         found += [clinical_table(scored, main), by_finding(scored["argus@volume"], scored.get("argus@shuffle"))]
@@ -223,9 +242,9 @@ def draw(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict[str, str]:
         draw_levels(out / "sizes.png", list(SIZES), sized, "finding F1", "Size of the finding, by resolution")
     case = "A test volume, its reference and what was written; the cross marks where a finding was drawn."
     return {
-        "compression.png": "Finding F1 of the compression arms; `none` and RadFM's leave other token counts.",
+        "compression.png": "The compression arms; `none` and RadFM's leave other token counts.",
         "sizes.png": "Finding F1 by the size of the finding (thirds of its kind), at normal and high resolution.",
-        "data.png": "Finding F1 over the share of the training patients.",
+        "data.png": "Over the share of the training patients.",
         "loss-1.png": "Training loss of stage 1, in which the compressor learns alone.",
         "loss-2.png": "Training loss of stage 2.",
         **{f.name: case for f in sorted(out.glob("case-*.png"))},

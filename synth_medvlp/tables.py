@@ -8,7 +8,7 @@ import numpy as np
 from shared.metrics.figures import draw_losses
 from shared.metrics.interval import Statistic, difference
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Control, Scored, folder, loss_logs, paired, run_table, same_records
+from shared.runs.evidence import Control, Scored, comparable, folder, gain, loss_logs, paired, run_table, same_records
 from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
 from synth_medvlp import figures
 from synth_medvlp.classes import MIN10, correlations, per_class
@@ -174,20 +174,6 @@ def regime_table(scored: dict[str, Scored]) -> dict:
         rows[label] = {d: gain(scored, metric, *sides) for d, sides in pairs.items() if comparable(scored, *sides)}
     note = "AUROC but where Dice is said; [95 % interval over patients and seeds], before any correction."
     return level_table("regimes", "Differences of the regimes", {d: d for d in DIFFERENCES}, rows, note)
-
-
-def comparable(scored: dict[str, Scored], ours: str, theirs: str) -> bool:
-    """Both scored, on the same records, and with a seed in common."""
-    if ours not in scored or theirs not in scored or not same_records(scored[ours], scored[theirs]):
-        return False
-    a, b = scored[ours].seeds, scored[theirs].seeds
-    return a == b or bool({*a} & {*b})
-
-
-def gain(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> tuple[float, float, float]:
-    """Paired difference of two keys of `score_all`, with its 95 % interval."""
-    found = difference(*paired(scored[ours], scored[theirs], metric), scored[ours].patients)
-    return (found.mean, *found.interval())
 
 
 def stage_table(scored: dict[str, Scored]) -> dict:

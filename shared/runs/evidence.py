@@ -178,6 +178,20 @@ def same_records(a: Scored, b: Scored) -> bool:
     return np.array_equal(a.ids, b.ids) and a.data_hash == b.data_hash
 
 
+def comparable(scored: dict[str, Scored], ours: str, theirs: str) -> bool:
+    """Both scored, on the same records, and with a seed in common."""
+    if ours not in scored or theirs not in scored or not same_records(scored[ours], scored[theirs]):
+        return False
+    a, b = scored[ours].seeds, scored[theirs].seeds
+    return a == b or bool({*a} & {*b})
+
+
+def gain(scored: dict[str, Scored], metric: str, ours: str, theirs: str) -> tuple[float, float, float]:
+    """Paired difference of two keys of `score_all`, with its 95 % interval."""
+    found = difference(*paired(scored[ours], scored[theirs], metric), scored[ours].patients)
+    return (found.mean, *found.interval())
+
+
 def describe(entry: Scored) -> str:
     """The data in words: `simulated, 360 test records ..` or `PTB-XL, 350 records .., out of fold`."""
     size = f"{entry.n_records or len(entry.ids)} records of {len(set(entry.patients))} patients"
