@@ -184,7 +184,8 @@ def test_similarity_to_bad_images_against_brute_force():
         assert drop[i] == (not bad[i] and brute > 0.5)
     assert stats["dropped"] == drop.sum() == stats["dropped_at"]["0.50"] and stats["images"] == (~bad).sum()
     assert stats["dropped_at"]["1.00"] == 0 and stats["dropped_at"]["0.00"] >= stats["dropped_at"]["0.95"]
-    assert (max_similarity(found, found[bad], batch=7) == max_similarity(found, found[bad])).all()
+    in_batches = max_similarity(found, found[bad], batch=7)  # equal but for rounding, which depends on the processor
+    np.testing.assert_allclose(in_batches, max_similarity(found, found[bad]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.026, 0.5, 1.0])
