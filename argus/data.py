@@ -33,7 +33,7 @@ def prompt_text(section: str) -> str:
 
 def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
     """Byte-level BPE on training texts and prompts, for models that start from scratch. Merges cross the words of a
-    sentence, never its end, so that what every report says becomes few tokens: a fifth of those of merges within words.
+    sentence, never its end, so that what every report says becomes few tokens.
     <bos> and <eos> stand around a text that is tokenised with special tokens (the text tower of `clip` reads its
     summary at <bos>)."""
     bpe, special = Tokenizer(BPE()), ["<pad>", "<bos>", "<eos>"]
