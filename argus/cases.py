@@ -28,7 +28,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
     texts = {label: t.set_index("id").prediction for label, t in tables.items() if len(t)}
     findings = drawn_findings(prepared)
     for source, rows in tables["Argus"].groupby("source", sort=False):
-        chosen = rows[rows.id.map(lambda i: any(len(f["box"]) for f in findings.get(i, []))).astype(bool)]
+        chosen = rows[[bool(spot(findings.get(i, []), (1, 1, 1), (1, 1, 1))[1]) for i in rows.id]]
         chosen = chosen if len(chosen) else rows
         for i, item in enumerate(chosen.drop_duplicates("reference").head(N_CASES).itertuples()):
             record = records.loc[item.id]
@@ -42,13 +42,13 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
 
 
 def spot(findings: list[dict], file_shape, shape) -> tuple[tuple[int, int, int], str]:
-    """(Voxel (z, y, x), words) of the middle of the smallest finding that has a box; the middle of the volume and ""
-    where there is none.
+    """(Voxel (z, y, x), words) of the middle of the smallest finding that has a box on one side; the middle of the
+    volume and "" where there is none. The box of a finding on both sides is centred where it is not.
 
     findings: of truth.parquet, boxes in voxels of the file, [D, H, W] file_shape; shape: of the volume at hand, which
     shows the whole file (geometry A).
     """
-    placed = [f for f in findings if len(f["box"])]
+    placed = [f for f in findings if len(f["box"]) and f["side"] != "bilateral"]
     if not placed:
         return tuple(n // 2 for n in shape), ""
     finding = min(placed, key=lambda f: f["volume_mm3"])

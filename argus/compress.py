@@ -68,7 +68,8 @@ class Grouped(nn.Module):
     def regroup(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, N, C] -> [B, M, C or S * C]."""
         if tokens.shape[1] != math.prod(self.grid):
-            raise ValueError(f"{tokens.shape[1]} tokens do not fill the grid {list(self.grid)}")
+            grid = f"the grid {list(self.grid)}"
+            raise ValueError(f"{tokens.shape[1]} tokens do not fill {grid}: data.shape / model.patch must give it")
         if self.how == "none":
             return tokens
         if self.how == "avgpool":

@@ -167,7 +167,7 @@ def start_encoder(encoder: VitEncoder, checkpoint: str) -> None:
         sizes = {k: settings[k] for k in ("width", "depth", "heads", "mlp")}
         raise ValueError(f"model.encoder: the ViT of {folder} has other sizes, {sizes}") from error
     if encoder.blocks[0].attn.num_heads != settings["heads"]:
-        raise ValueError(f"model.encoder: the ViT of {folder} has {settings['heads']} heads")
+        raise ValueError(f"model.encoder: the ViT of {folder} has {settings['heads']} heads: set model.heads so")
 
 
 class ArgusModel(PreTrainedModel):

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import AutoConfig
-
 from argus import costs
 from argus.costs import LLMS, RUNGS, Axes, Rung
 from argus.model import ModelConfig
@@ -45,7 +43,6 @@ class PlanConfig:
         gpus: of the ZeRO columns and the hours.
         peak_tflops: bf16 peak of one GPU (A100: 312).
         utilisation: share of the peak that is reached.
-        hub: read the architectures from the hub instead of the table here (gated ones need a token).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -59,7 +56,6 @@ class PlanConfig:
     gpus: int = 8
     peak_tflops: float = 312
     utilisation: float = 0.35
-    hub: bool = False
 
     def __post_init__(self):
         for key, known in (("rungs", RUNGS), ("llms", LLMS)):
@@ -107,8 +103,7 @@ def plan_encoder(cfg: PlanConfig) -> list[dict[str, Any]]:
 
 def plan(cfg: PlanConfig, llm_name: str) -> list[dict[str, Any]]:
     """One row per rung and shuffle under one LLM: tokens, parameters; per stage operations, GiB, hours."""
-    hub_name, architecture = LLMS[llm_name]
-    llm = costs.llm_of(AutoConfig.from_pretrained(hub_name) if cfg.hub else architecture(), cfg.model)
+    llm = costs.llm_of(LLMS[llm_name][1](), cfg.model)
     rows, m, text, volumes = [], cfg.model, cfg.text_tokens, sum(cfg.volumes.values())
     speed = cfg.gpus * cfg.peak_tflops * 1e12 * cfg.utilisation
     for name, rung, factors in cases(cfg):

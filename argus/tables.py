@@ -37,8 +37,8 @@ ARMS = {  # experiment -> name of its compression
     "argus": "pixel shuffle", "avgpool": "average pooling (M3D's)", "attn-pool": "attention pooling",
     "avgpool-matched": "average pooling, as many parameters as pixel shuffle", "perceiver": "perceiver",
     "concat-1d": "concatenation along the sequence", "avgpool-seq": "average along the sequence",
-    "radfm-perceiver": "RadFM's perceiver", "hilt": "low queries high resolution",
-    "none": "none (linear)",
+    "radfm-perceiver": "RadFM's perceiver", "hilt": "hilt: low resolution queries high",
+    "none": "none (one linear layer)",
 }  # fmt: skip
 ENCODERS = {"from-random": "random", "from-mae": "MAE", "from-clip": "CLIP", "from-supervised": "supervised"}
 SCHEDULE = {
@@ -72,7 +72,9 @@ def controls(scored: dict[str, Scored]) -> list[Control]:
     # Its ViT was pre-trained on the tier's own patients: so was that of `from-supervised`, not always the recipe's.
     own = "from-supervised@volume" if "from-supervised@volume" in scored else "argus@volume"
     note = f"the middle slice only, against {own.removesuffix('@volume')}"
-    return [*found, ("single-slice", HEADLINE, "single-slice@volume", own, note)]
+    found.append(("single-slice", HEADLINE, "single-slice@volume", own, note))
+    seen = "the ViT's own labels as sentences, without a language model: what it saw, so a ceiling, no control"
+    return [*found, ("vit-labels", HEADLINE, "vit-labels@volume", "argus@volume", seen)]
 
 
 def level_table(
@@ -89,6 +91,10 @@ def level_table(
     body = [
         [label, *(list(e.level(m)) if has(e, m) else NOT_COMPUTED for m in metrics)] for label, e in present.items()
     ]
+    n_seeds = {label: len(e.seeds) for label, e in present.items()}
+    if len({*n_seeds.values()}) > 1:  # fewer seeds, wider intervals: not to be read as the arm's doing
+        body = [[row[0], n_seeds[row[0]], *row[1:]] for row in body]
+        names = ["seeds", *names]
     table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
     return table | ({"note": note} if note else {})
 
@@ -169,18 +175,24 @@ def token_table(scored: dict[str, Scored], facts: dict) -> dict:
         run = next((r for key, r in sorted(facts["runs"].items()) if key.startswith(f"{name}/seed")), None)
         if run and f"{name}@volume" in scored:
             levels = (list(scored[f"{name}@volume"].level(m)) for m in SHORT)
-            rows.append([label, run.get("visual_tokens"), run.get("trainable"), *levels])
-    columns = ["compression", "visual tokens", "trained parameters", *SHORT]
+            n_seeds = len(scored[f"{name}@volume"].seeds)
+            rows.append([label, n_seeds, run.get("visual_tokens"), run.get("trainable"), *levels])
+    columns = ["compression", "seeds", "visual tokens", "trained parameters", *SHORT]
     note = "Trained parameters are those of the second stage: ViT, compressor with its head, LoRA."
     title = "Compression of visual tokens"
     return {"id": "compression", "title": title, "columns": columns, "rows": rows, "note": note}
 
 
-def encoder_rows(cfg: Config, scored: dict[str, Scored]) -> dict[str, str]:
-    """label -> key, the recipe's own encoder last."""
-    rows = {label: f"{name}@volume" for name, label in ENCODERS.items() if f"{name}@volume" in scored}
+def encoder_table(cfg: Config, scored: dict[str, Scored]) -> dict:
+    """Levels by what the ViT was pre-trained with, the recipe's own last, and paired differences to random weights."""
     own = "supervised on further patients" if cfg.reproduce.encoders else "supervised"
-    return rows | {f"{own} (the recipe)": "argus@volume"}
+    rows = {label: f"{name}@volume" for name, label in ENCODERS.items()} | {f"{own} (the recipe)": "argus@volume"}
+    table = level_table(scored, "encoders", "What the ViT was pre-trained with", rows)
+    table["columns"].append(f"{HEADLINE}, less that of random weights")
+    for row in table["rows"]:
+        pair = rows[row[0]], "from-random@volume"
+        row.append(list(gain(scored, HEADLINE, *pair)) if len({*pair}) == 2 and comparable(scored, *pair) else None)
+    return table
 
 
 def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
@@ -205,10 +217,11 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         "trained on all three": "one-stage-scored@volume",
         "never trained on it, another patient's volume": "held-out-scored@shuffle",
     }
+    if sum(f"{name}@volume" in scored for name in ENCODERS):
+        found.append(encoder_table(cfg, scored))
     fixed = "The ViT and the language model that the tier starts from are the same." if cfg.reproduce.encoders else ""
     sizes = "Small, medium, large: thirds of the sizes that a finding has in the test set."
     for rows, args in (
-        (encoder_rows(cfg, scored), ("encoders", "What the ViT was pre-trained with")),
         (volume(SCHEDULE), ("schedule", "Stages")),
         (scale, ("data", "Share of the training patients, as many updates", SHORT, fixed)),
         (volume(RUNGS), ("resolution", "Resolution", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),

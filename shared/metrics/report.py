@@ -115,8 +115,8 @@ def run_text(card: Mapping) -> str:
     headline_s = card.get("headline_s")
     clock = "" if headline_s is None else f"the headline from nothing {headline_s / 60:.1f} min by the clock; "
     return (
-        f"Commit `{card['commit']}`; seeds {seeds}; {clock}training and evaluation of all runs "
-        f"{card['wall_s'] / 60:.1f} min; peak memory {card['peak_rss_mb'] / 1024:.2f} GB."
+        f"Commit `{card['commit']}`; seeds {seeds}; {clock}training and evaluation of all runs, several at a time, "
+        f"{card['wall_s'] / 60:.1f} min; at most {card['peak_rss_mb'] / 1024:.2f} GB of memory."
         + f"\nSize of the Holm family (claims that name this tier): {card['family_size']}."
         + (f"\nVersions: {escaped(versions)}" if versions else "")
     )

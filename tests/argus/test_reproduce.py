@@ -385,6 +385,8 @@ def test_the_cross_stands_on_the_finding():
     outside = {**finding, "volume_mm3": 0.0, "box": []}
     at, words = spot([large, outside, {**finding, "box": [40, 20, 60, 44, 24, 64]}], (64, 96, 96), (32, 48, 48))
     assert at == (21, 11, 31) and words == "left upper lobe nodule, 7 mm"
+    both = {**finding, "side": "bilateral", "volume_mm3": 9.0, "box": [0, 0, 0, 64, 96, 96]}
+    assert spot([both, large], (64, 96, 96), (32, 48, 48))[1].endswith("mass, 7 mm")  # its middle is the mediastinum
     assert spot([outside], (64, 96, 96), (32, 48, 48)) == ((16, 24, 24), "")
 
 

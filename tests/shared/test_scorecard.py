@@ -269,7 +269,7 @@ def test_report_is_well_formed(claims, card):
     assert "![Loss under noise \\[true SNR\\]](../results/meit/laptop/noise.png)" in text
     assert "MEIT | 0.500 [0.400, 0.600] | 350 |" in text and "useless | 0.250 | – |" in text
     assert (
-        "seeds 0, 1, 2; training and evaluation of all runs 12.6 min; peak memory 2.05 GB." in text
+        "seeds 0, 1, 2; training and evaluation of all runs, several at a time, 12.6 min; at most 2.05 GB" in text
         and "`abcdef1`" in text
     )
     timed = report.render("meit", claims, {"laptop": card | {"headline_s": 888.0}})
