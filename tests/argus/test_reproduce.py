@@ -325,7 +325,7 @@ def test_scores_tell_a_reader_from_a_parrot(empty, claims):
     tables = {t["id"]: t for t in card["tables"]}
     sources = dict(zip(tables["sources"]["columns"], tables["sources"]["rows"][0], strict=True))
     assert {"finding_f1:ct-rate", "finding_f1:inspect", "finding_f1:mean", "bleu_4:mean"} <= set(sources)
-    assert tables["compression"]["rows"][0][:3] == ["pixel shuffle", 36, 1000]
+    assert tables["compression"]["rows"][0][:4] == ["pixel shuffle", 3, 36, 1000]
     quality = [dict(zip(tables["quality"]["columns"], row, strict=True)) for row in tables["quality"]["rows"]]
     assert [quality[k]["distinct reports"] for k in (0, 1)] == [4, 1], "three reports and the empty one; one for all"
     assert quality[0]["all_finding_f1"][0] > 0.5 and quality[0]["hallucinated_priors"][0] == 0
