@@ -9,7 +9,7 @@ import pandas as pd
 
 from shared.metrics.interval import Scores
 from shared.runs.evaluation import entries
-from shared.runs.evidence import Scored
+from shared.runs.evidence import Scored, add_seed
 
 
 def majority_report(reports: Sequence[str]) -> str:
@@ -65,11 +65,6 @@ def add_runs(
             rows = np.flatnonzero((table.input == kind).to_numpy())
             part = table.iloc[rows].reset_index(drop=True)
             new = Scored({}, part.id.to_numpy(), part.patient.to_numpy(), run["source"], run[key], n_folds)
-            one = scored.setdefault(f"{name}@{kind}", new)
-            if not np.array_equal(one.ids, new.ids) or one.data_hash != run[key]:
-                raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-            one.tables.append(part)
-            one.seeds.append(seed)
-            for metric, s in ({m: select(s, rows + start) for m, s in scores.items()} | more(part)).items():
-                one.scores.setdefault(metric, []).append(s)
+            found = {m: select(s, rows + start) for m, s in scores.items()} | more(part)
+            add_seed(scored, f"{name}@{kind}", new, seed, found).tables.append(part)
         start += len(table)

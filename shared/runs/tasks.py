@@ -24,7 +24,7 @@ from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig, SimulateConfig
 from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
-from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
+from shared.runs.evidence import Scored, add_seed, folder, read_predictions, runs_of
 from shared.runs.facts import commit
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
@@ -197,26 +197,18 @@ def score_all(
     """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`;
     chance: see `metrics_of`."""
     scored: dict[str, Scored] = {}
-    names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
     labels: dict[str, pd.DataFrame] = {}
-    for name in names:
-        for seed in seeds_of(facts, name):
-            run = facts["runs"][f"{name}/seed{seed}"]
-            data_hash = run["data_hash"]
-            if data_hash not in labels:
-                labels[data_hash] = read_labels(cfg, data_hash)
-            for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
-                ids, _, _ = items_of(rows, labels[data_hash])
-                found, patients = metrics_of(rows, labels[data_hash], kinds_of(run), chance)
-                folds = 10 if kind.startswith("oof:") else 1
-                n_records = len(rows[["dataset", "id"]].drop_duplicates())
-                new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
-                one = scored.setdefault(f"{name}@{kind}", new)
-                if not np.array_equal(one.ids, ids) or one.data_hash != data_hash:
-                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-                one.seeds.append(seed)
-                for metric, statistic in found.items():
-                    one.scores.setdefault(metric, []).append(statistic)
+    for name, seed, run in runs_of(facts):
+        data_hash = run["data_hash"]
+        if data_hash not in labels:
+            labels[data_hash] = read_labels(cfg, data_hash)
+        for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
+            ids, _, _ = items_of(rows, labels[data_hash])
+            found, patients = metrics_of(rows, labels[data_hash], kinds_of(run), chance)
+            folds = 10 if kind.startswith("oof:") else 1
+            n_records = len(rows[["dataset", "id"]].drop_duplicates())
+            new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
+            add_seed(scored, f"{name}@{kind}", new, seed, found)
     return scored
 
 
