@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from argus.config import Config, parse
@@ -142,7 +141,6 @@ def main(args: list[str] | None = None) -> Path:
         data_collator=collator,
         encoder_lr=cfg.train.encoder_lr,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

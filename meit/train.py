@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from meit.config import Config, parse
@@ -88,7 +87,6 @@ def main(args: list[str] | None = None) -> Path:
         ),
         encoder_lr=cfg.train.encoder_lr,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

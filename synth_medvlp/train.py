@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from shared.runs.facts import finished
@@ -73,7 +72,6 @@ def main(args: list[str] | None = None) -> Path:
         callbacks=[Epoch(train_set)],
         by_source=cfg.data.by_source,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     negatives = cfg.train.micro_batch * (n_processes() if cfg.model.gather else 1) - 1
     return fit(
         cfg,

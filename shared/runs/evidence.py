@@ -146,6 +146,10 @@ class Scored:
             name = next((n for n in self.scores if n.startswith(name + "_")), name)
         return self.scores[name]
 
+    def has(self, name: str) -> bool:
+        """Whether `metric` finds it."""
+        return any(n == name or n.startswith(f"{name}_") for n in self.scores)
+
     def level(self, name: str) -> tuple[float, float, float]:
         """Mean over seeds with its 95 % interval over patients and seeds."""
         if name not in self._levels:

@@ -45,6 +45,27 @@ def shown(metrics: dict[str, dict], kind: str) -> str:
     return ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in found)
 
 
+NOT_COMPUTED = "not computed"
+
+
+def level_table(
+    scored: dict[str, Scored],
+    table_id: str,
+    title: str,
+    rows: dict[str, str],
+    metrics: Sequence[str],
+    note: str = "",
+    absent: str | None = NOT_COMPUTED,
+) -> dict:
+    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; absent:
+    what is shown of a metric that an entry has not."""
+    present = {label: scored[key] for label, key in rows.items() if key in scored}
+    names = [next((e.metric(m)[0].name for e in present.values() if e.has(m)), m) for m in metrics]
+    body = [[label, *(list(e.level(m)) if e.has(m) else absent for m in metrics)] for label, e in present.items()]
+    table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
+    return table | ({"note": note} if note else {})
+
+
 def add_runs(
     scored: dict[str, Scored],
     tables: Sequence[tuple[str, int, pd.DataFrame]],
