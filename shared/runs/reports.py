@@ -3,18 +3,30 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from shared.metrics.interval import Scores
-from shared.runs.evaluation import entries
+from shared.runs.evaluation import entries, in_parts
 from shared.runs.evidence import Scored, add_seed
+
+CHUNK = 256  # records per part file
+NOT_COMPUTED = "not computed"
 
 
 def majority_report(reports: Sequence[str]) -> str:
     """The most frequent training report, a control without a language model; ties go to the one seen first."""
     return Counter(reports).most_common(1)[0][0]
+
+
+def in_chunks(cfg: Any, n: int, make: Callable[[str, list[int]], pd.DataFrame], identity: str) -> pd.DataFrame:
+    """`make` of every kind of `eval.inputs` on n records, CHUNK at a time: one table, resumable (`in_parts`)."""
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    jobs = {f"{kind}-{chunk.start:07d}": (kind, chunk) for kind in cfg.eval.inputs for chunk in chunks}
+    parts = cfg.run_dir / f"parts-{identity}"
+    return in_parts(jobs, lambda job: make(job[0], list(job[1])), parts, f"generating {cfg.experiment}")
 
 
 def distinct(keys: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -43,9 +55,6 @@ def shown(metrics: dict[str, dict], kind: str) -> str:
     """Its first metrics in words."""
     found = metrics.get(kind, {})
     return ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in found)
-
-
-NOT_COMPUTED = "not computed"
 
 
 def level_table(
