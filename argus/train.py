@@ -128,7 +128,6 @@ def main(args: list[str] | None = None) -> Path:
     prepared = None if text_only else prepare(cfg)
     data_hash = texts_hash(cfg.data) if text_only else prepared.data_hash
     if finished(cfg, data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)

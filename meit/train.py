@@ -70,7 +70,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     prepared = prepare(cfg)
     if finished(cfg, prepared.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)

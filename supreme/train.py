@@ -42,7 +42,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     data = prepare(cfg)
     if finished(cfg, data.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
