@@ -81,7 +81,7 @@ def variants(model: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def parameters(cfg: ModelConfig, n_samples: int = 5000) -> dict[str, int]:
-    """Trained parameters by part, and `total`; the frozen text encoder (109 M, Med-CPT) comes on top."""
+    """Trained parameters by part, and `total`; the frozen text encoder (109 M, MedCPT) comes on top."""
     with torch.device("meta"):
         model = build(cfg, n_samples, D_TEXT)
     counts = {
