@@ -10,8 +10,7 @@ Activations are the bytes that a layer keeps for the backward pass (bf16, fused 
 memory; with recomputation only each layer's input is kept, and one layer whole. Logits take 10 bytes each (bf16,
 float32, log-softmax).
 
-Memory per GPU of weights, gradients and Adam states (P all parameters, T trained ones, N GPUs; Rajbhandari et al.
-2020): w = 2 P, g = 2 T, a = 12 T bytes; ZeRO-0 w + g + a; 1: w + g + a/N; 2: w + (g + a)/N; 3: (w + g + a)/N.
+Memory per GPU of weights, gradients and Adam states: `memory_bytes` in shared/runs/plan.py.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
@@ -33,6 +30,7 @@ from argus.compress import build_compressor, small_grid
 from argus.encoder import VitEncoder, grid_of
 from argus.llm import add_lora
 from argus.model import ModelConfig, make_encoder
+from shared.runs.plan import kept_bytes
 
 Axes = tuple[int, int, int]  # D, H, W
 LOGIT_BYTES = 10
@@ -170,21 +168,6 @@ def vit_layer_bytes(tokens: int, width: int, heads: int, mlp: int) -> int:
             encoder, volume = encoder.to_empty(device="cpu"), torch.zeros(1, 1, tokens, 1, 1)
             sizes.append(kept_bytes(encoder, lambda e=encoder, v=volume: e(v)))
     return sizes[1] - sizes[0]
-
-
-def kept_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes of the tensors that `forward` keeps for the backward pass, without the parameters of `module`."""
-    kept: dict[int, torch.UntypedStorage] = {}
-    weights = {p.untyped_storage()._cdata for p in module.parameters()}
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        kept[storage._cdata] = storage  # held, or its address could be used again
-        return x
-
-    with saved_tensors_hooks(keep, lambda x: x):
-        forward()
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
 
 def vit_flop(tokens: int, width: int, depth: int, mlp: int) -> float:

@@ -31,11 +31,10 @@ from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, keep, rank, weights_of
+from shared.runs.evaluation import checkpoint_of, device, evaluated, keep, rank, weights_of
 from shared.runs.facts import commit
-from shared.runs.reports import majority_report, shown, summary_of
+from shared.runs.reports import in_chunks, majority_report, shown, summary_of
 
-CHUNK = 256  # records per part file
 WITHOUT_LLM = ("majority", "typical", "constant", "every", "nearest")
 COLUMNS = ("id", "patient", "source", "section", "split", "input", "reference", "prediction", "sizes")
 NORMAL = {  # target section -> what a reader writes who never finds anything
@@ -135,15 +134,11 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path, model: ArgusModel
         model_input(dataset, cfg.data, [0], kind, cfg.seed)
     sizes = drawn_sizes(prepared)
 
-    def part(job: tuple[str, int]) -> pd.DataFrame:
-        kind, start = job
-        items = list(range(start, min(start + CHUNK, len(dataset))))
+    def part(kind: str, items: list[int]) -> pd.DataFrame:
         reports = reports_for(kind, model, tokenizer, dataset, cfg, items, train_set)
         return rows_of(dataset.records.iloc[items], reports, kind, sizes)
 
-    jobs = {f"{kind}-{start:07d}": (kind, start) for kind in cfg.eval.inputs for start in range(0, len(dataset), CHUNK)}
-    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
-    return in_parts(jobs, part, parts, f"generating {cfg.experiment}")
+    return in_chunks(cfg, len(dataset), part, evaluation_hash(cfg, prepared, checkpoint))
 
 
 def rows_of(records: pd.DataFrame, reports: list[str], kind: str, sizes: dict[str, str]) -> pd.DataFrame:

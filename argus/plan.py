@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from argus import costs
+from argus.config import parse
 from argus.costs import LLMS, RUNGS, Axes, Rung
 from argus.model import ModelConfig
-from shared.runs.plan import memory_bytes, parse_plan, say, table
+from shared.runs.plan import gpu_hours, memory_bytes, parse_plan, say, settings, table
 
 GIB = 2**30
 STAGES = ("align", "tune")
@@ -105,7 +106,6 @@ def plan(cfg: PlanConfig, llm_name: str) -> list[dict[str, Any]]:
     """One row per rung and shuffle under one LLM: tokens, parameters; per stage operations, GiB, hours."""
     llm = costs.llm_of(LLMS[llm_name][1](), cfg.model)
     rows, m, text, volumes = [], cfg.model, cfg.text_tokens, sum(cfg.volumes.values())
-    speed = cfg.gpus * cfg.peak_tflops * 1e12 * cfg.utilisation
     for name, rung, factors in cases(cfg):
         arm = costs.n_parameters(lambda r=rung, f=factors: costs.compressor_of(r, f, m, llm.width))
         encoder, visual = costs.encoder_parameters(rung, m), rung.visual_tokens(factors)
@@ -116,7 +116,8 @@ def plan(cfg: PlanConfig, llm_name: str) -> list[dict[str, Any]]:
         for stage in STAGES:
             flop = costs.step_flop(*forward, llm, visual, text, stage, recompute=True)
             row |= {f"trained_{stage}": trained[stage], f"tflop_{stage}": flop / 1e12}
-            row[f"hours_{stage}"] = volumes * getattr(cfg, stage).epochs * flop / speed / 3600
+            flop *= volumes * getattr(cfg, stage).epochs
+            row[f"hours_{stage}"] = gpu_hours(flop, cfg.peak_tflops, cfg.utilisation, cfg.gpus)
             for key, recompute in (("kept", False), ("recomputed", True)):
                 kept = costs.activation_bytes(rung, m, llm, visual, text, stage == "tune", recompute)
                 row[f"gib_{stage}_{key}"] = kept / GIB
@@ -184,12 +185,9 @@ def show(cfg: PlanConfig) -> None:
 def from_run_config(file: str) -> dict[str, Any]:
     """The settings of a training config (e.g. argus/configs/paper.yaml) that a plan depends on; its train section is
     that of stage 2."""
-    from argus.config import parse
-
     run = parse(["--config", file])
-    model = {f"model.{name}": value for name, value in vars(run.model).items()}
     tune = {"tune.epochs": run.train.epochs, "tune.global_batch": run.train.global_batch}
-    return model | tune | {"text_tokens": run.data.max_tokens}
+    return settings(run, "model") | tune | {"text_tokens": run.data.max_tokens}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
 from argus.clinical import clinical_scores
 from argus.config import Config
@@ -80,8 +79,7 @@ def score_table(
     unfinished = [float(not text.rstrip().endswith((".", "!", "?"))) for text in predictions]
     scores["unfinished"] = mean_scores("unfinished", 1, unfinished)
     if bertscore:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True)
     scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | size_scores(table) | source_scores(scores, table.source.to_numpy())
 

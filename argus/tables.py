@@ -10,6 +10,7 @@ from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
 from shared.metrics.scorecard import load_claims
 from shared.runs.evidence import Control, Scored, claim_pairs, comparable, folder, gain, loss_logs, run_table
+from shared.runs.reports import level_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
@@ -22,7 +23,6 @@ CLINICAL = {
     "ratescore": ("ratescore", "ratescore_undecided"),
     "radgraph": ("radgraph_simple", "radgraph_partial", "radgraph_complete"),
 }
-NOT_COMPUTED = "not computed"
 CONTROLS = {  # id -> what it is
     "zero": "every voxel 0, which is water: far from any chest, and farther where voxels are standardised",
     "mean": "the mean of training volumes: a chest, but nobody's",
@@ -77,28 +77,6 @@ def controls(scored: dict[str, Scored]) -> list[Control]:
     return [*found, ("vit-labels", HEADLINE, "vit-labels@volume", "argus@volume", seen)]
 
 
-def level_table(
-    scored: dict[str, Scored], table_id: str, title: str, rows: dict[str, str], metrics=SHORT, note: str = ""
-) -> dict:
-    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; a metric
-    that an entry has not is shown as not computed."""
-    present = {label: scored[key] for label, key in rows.items() if key in scored}
-
-    def has(entry: Scored, metric: str) -> bool:
-        return any(n == metric or n.startswith(f"{metric}_") for n in entry.scores)
-
-    names = [next((e.metric(m)[0].name for e in present.values() if has(e, m)), m) for m in metrics]
-    body = [
-        [label, *(list(e.level(m)) if has(e, m) else NOT_COMPUTED for m in metrics)] for label, e in present.items()
-    ]
-    n_seeds = {label: len(e.seeds) for label, e in present.items()}
-    if len({*n_seeds.values()}) > 1:  # fewer seeds, wider intervals: not to be read as the arm's doing
-        body = [[row[0], n_seeds[row[0]], *row[1:]] for row in body]
-        names = ["seeds", *names]
-    table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
-    return table | ({"note": note} if note else {})
-
-
 def quality_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
     """Findings, and how many different reports a run writes: few where it answers with habit."""
     note = (
@@ -119,29 +97,23 @@ def quality_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
 def clinical_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
     """Metrics of published models; `not computed` where a model was not given."""
     metrics = [m for name in BACKENDS for m in CLINICAL[name]]
-    present = {label: scored[key] for label, key in rows.items() if key in scored}
-    some = {label: e for label, e in present.items() if set(metrics) & set(e.scores)}
-    body = [
-        [label, *(list(entry.level(m)) if m in entry.scores else NOT_COMPUTED for m in metrics)]
-        for label, entry in (some or dict(list(present.items())[:1])).items()
-    ]
+    present = {label: key for label, key in rows.items() if key in scored}
+    some = {label: key for label, key in present.items() if set(metrics) & set(scored[key].scores)}
     note = (
         "Needs the published weights (`eval.green`, `eval.ratescore`, `eval.radgraph`); what is not computed is not 0. "
         "GREEN was trained on chest X-ray reports."
     )
-    title = "Clinical metrics of published models"
-    return {"id": "clinical", "title": title, "columns": ["run", *metrics], "rows": body, "note": note}
+    rows, title = some or dict(list(present.items())[:1]), "Clinical metrics of published models"
+    return level_table(scored, "clinical", title, rows, metrics, note)
 
 
 def source_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
     """Finding F1, over all mentions and as the mean over findings, and BLEU-4: per source, pooled, as their mean."""
-    present = {label: scored[key] for label, key in rows.items() if key in scored}
-    parts = [p for p in (*SECTIONS, MEAN) if any(f"finding_f1:{p}" in e.scores for e in present.values())]
+    present = [scored[key] for key in rows.values() if key in scored]
+    parts = [p for p in (*SECTIONS, MEAN) if any(f"finding_f1:{p}" in e.scores for e in present)]
     metrics = [m for name in ("finding_f1", HEADLINE, "bleu_4") for m in (name, *(f"{name}:{p}" for p in parts))]
-    body = [[label, *(list(e.level(m)) if m in e.scores else None for m in metrics)] for label, e in present.items()]
     note = "Sources differ in length and style of their target, so a pooled n-gram score says little."
-    title = "Per source, pooled, and mean over sources"
-    return {"id": "sources", "title": title, "columns": ["run", *metrics], "rows": body, "note": note}
+    return level_table(scored, "sources", "Per source, pooled, and mean over sources", rows, metrics, note, absent=None)
 
 
 def mention_table(scored: dict[str, Scored]) -> dict:
@@ -187,7 +159,7 @@ def encoder_table(cfg: Config, scored: dict[str, Scored]) -> dict:
     """Levels by what the ViT was pre-trained with, the recipe's own last, and paired differences to random weights."""
     own = "supervised on further patients" if cfg.reproduce.encoders else "supervised"
     rows = {label: f"{name}@volume" for name, label in ENCODERS.items()} | {f"{own} (the recipe)": "argus@volume"}
-    table = level_table(scored, "encoders", "What the ViT was pre-trained with", rows)
+    table = level_table(scored, "encoders", "What the ViT was pre-trained with", rows, SHORT)
     table["columns"].append(f"{HEADLINE}, less that of random weights")
     for row in table["rows"]:
         pair = rows[row[0]], "from-random@volume"
@@ -222,11 +194,11 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     fixed = "The ViT and the language model that the tier starts from are the same." if cfg.reproduce.encoders else ""
     sizes = "Small, medium, large: thirds of the sizes that a finding has in the test set."
     for rows, args in (
-        (volume(SCHEDULE), ("schedule", "Stages")),
+        (volume(SCHEDULE), ("schedule", "Stages", SHORT)),
         (scale, ("data", "Share of the training patients, as many updates", SHORT, fixed)),
         (volume(RUNGS), ("resolution", "Resolution", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
         (volume(INPUTS), ("inputs", "What the ViT sees", (*SHORT[:3], *SIZED, "bleu_4"), sizes)),
-        (transfer, ("held-out", "A source that was never trained on (single stage, as many epochs)")),
+        (transfer, ("held-out", "A source that was never trained on (single stage, as many epochs)", SHORT)),
     ):
         if sum(key in scored for key in rows.values()) > 1:
             table_id, title, *more = args

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from argus.config import Config, parse
@@ -129,7 +128,6 @@ def main(args: list[str] | None = None) -> Path:
     prepared = None if text_only else prepare(cfg)
     data_hash = texts_hash(cfg.data) if text_only else prepared.data_hash
     if finished(cfg, data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
@@ -142,7 +140,6 @@ def main(args: list[str] | None = None) -> Path:
         data_collator=collator,
         encoder_lr=cfg.train.encoder_lr,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

@@ -18,13 +18,13 @@ from kmerl.baselines import load
 from kmerl.config import Config, parse
 from kmerl.dictionary import is_seen
 from kmerl.inputs import Input, expand
-from kmerl.prep import Pretraining, prepare, prepare_tasks, text_encoder
+from kmerl.prep import Pretraining, prepare, text_encoder
 from kmerl.scoring import seen_or_not
 from shared.ecg.downstream import Downstream, downstream_hash, read_mv
 from shared.ecg.prompts import class_texts
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device
-from shared.runs.tasks import TaskEvaluation, eval_identity, score_tasks
+from shared.runs.tasks import TaskEvaluation, eval_identity, prepare_tasks, score_tasks
 
 
 @dataclass
@@ -74,12 +74,11 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     model = load(checkpoint).to(device()).eval()
     store, rows = data.records.store, data.rows
     vectors = text_encoder(cfg, [store.records.report.iloc[i] for i in rows])
-    queries = {
-        dataset: torch.from_numpy(
-            vectors([t for n, task in r.tasks.items() for t in class_texts(n, task, cfg.eval.prompts)])
-        )
+    texts = {
+        dataset: [t for name, task in r.tasks.items() for t in class_texts(name, task, cfg.eval.prompts)]
         for dataset, r in downstream.items()
     }
+    queries = {dataset: torch.from_numpy(vectors(asked)) for dataset, asked in texts.items()}
     some = read_mv(store, rows[:: max(1, len(rows) // 1000)], cfg.n_samples)  # a thousand will do
     mean = lead_tools.lead_means(some)
     return Evaluation(cfg, model, downstream, queries, mean), data

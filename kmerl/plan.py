@@ -20,16 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kmerl.baselines import build
+from kmerl.config import parse
 from kmerl.losses import entity_bce
 from kmerl.masking import N_LEADS, Visible, draw_tokens, masked_not_dropped
 from kmerl.model import KmerlModel, ModelConfig
-from shared.runs.plan import parse_plan, say, say_disk, table
+from shared.ecg.plan import D_TEXT, N_REPORTS, disk_gb, llm_costs, say_extraction, training_hours
+from shared.runs.plan import parse_plan, say, say_disk, settings, table
 
-N_MIMIC = 800_035  # records of the release
-N_REPORTS = 771_693  # reports of at least 4 words: pairs for pre-training (D1)
-N_DOWNSTREAM = 21_799 + 6_877 + 23_026  # records of PTB-XL, CPSC2018 and CSN in the six tasks (D2, D4)
 N_ENTITIES = 277
-D_TEXT = 768  # Med-CPT
 PARTS = {"encoder": "encoder", "projections": "_projection", "query network": "query_network", "views": "views"}
 
 
@@ -83,7 +81,7 @@ def variants(model: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def parameters(cfg: ModelConfig, n_samples: int = 5000) -> dict[str, int]:
-    """Trained parameters by part, and `total`; the frozen text encoder (109 M, Med-CPT) comes on top."""
+    """Trained parameters by part, and `total`; the frozen text encoder (109 M, MedCPT) comes on top."""
     with torch.device("meta"):
         model = build(cfg, n_samples, D_TEXT)
     counts = {
@@ -155,14 +153,7 @@ def steps(cfg: PlanConfig) -> int:
 
 def hours(flops_per_record: float, cfg: PlanConfig, gpu: str) -> tuple[float, float]:
     """(computing, reading) of the whole pre-training; the longer one is what it takes."""
-    records = steps(cfg) * cfg.global_batch
-    computing = records * flops_per_record / (cfg.gpus * cfg.peak_tflops[gpu] * 1e12 * cfg.utilisation)
-    return computing / 3600, records * record_bytes(cfg) / (cfg.read_gb_s * 1e9) / 3600
-
-
-def record_bytes(cfg: PlanConfig) -> int:
-    """A record in the packed store: 16 bit a sample."""
-    return N_LEADS * cfg.n_samples * 2
+    return training_hours(steps(cfg) * cfg.global_batch, flops_per_record, cfg, gpu)
 
 
 def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
@@ -178,24 +169,8 @@ def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
 
 def extraction(cfg: PlanConfig) -> dict[str, float]:
     """Calls, tokens in 1e6 and GPU hours of the language model, by unique statement and (for comparison) by report."""
-    found = {}
-    for by, n in (("statement", cfg.unique_statements), ("report", N_REPORTS)):
-        tokens = n * cfg.llm_calls * cfg.llm_tokens
-        fastest = max(cfg.peak_tflops.values()) * 1e12 * cfg.llm_utilisation
-        found |= {f"calls_by_{by}": n * cfg.llm_calls, f"mtokens_by_{by}": tokens / 1e6}
-        found[f"gpu_hours_by_{by}"] = tokens * 2 * cfg.llm_billions * 1e9 / fastest / 3600
-    return found
-
-
-def disk_gb(cfg: PlanConfig) -> dict[str, float]:
-    """GB (1e9 bytes) by what is stored."""
-    return {
-        "MIMIC-IV-ECG, WFDB at 16 bit": N_MIMIC * record_bytes(cfg) / 1e9,
-        "packed pre-training signals": N_REPORTS * record_bytes(cfg) / 1e9,
-        "packed downstream signals": N_DOWNSTREAM * record_bytes(cfg) / 1e9,
-        "text vectors, at most": N_REPORTS * D_TEXT * 4 / 1e9,
-        "entity labels": N_REPORTS * N_ENTITIES / 1e9,
-    }
+    calls = {"statement": cfg.unique_statements * cfg.llm_calls, "report": N_REPORTS * cfg.llm_calls}
+    return llm_costs(cfg, {by: (n, n * cfg.llm_tokens) for by, n in calls.items()})
 
 
 def show(cfg: PlanConfig) -> None:
@@ -217,24 +192,14 @@ def show(cfg: PlanConfig) -> None:
     say(f"r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing")
     total = parameters(variants(cfg.model)["K-MERL"], cfg.n_samples)["total"]
     say(f"K-MERL's weights, gradients and Adam states in fp32: {16 * total / 1e9:.2f} GB on every GPU")
-    e = extraction(cfg)
-    say(
-        f"Extraction, {cfg.llm_billions:g}B model, {cfg.llm_tokens} tokens a call: {cfg.unique_statements:,} unique "
-        f"statements = {e['calls_by_statement']:,} calls, {e['mtokens_by_statement']:,.1f}M tokens, "
-        f"{e['gpu_hours_by_statement']:,.1f} GPU hours; by report it would be {e['calls_by_report']:,} calls, "
-        f"{e['mtokens_by_report']:,.0f}M tokens, {e['gpu_hours_by_report']:,.0f} GPU hours"
-    )
-    say_disk(disk_gb(cfg))
+    say_extraction(cfg, extraction(cfg))
+    say_disk(disk_gb(cfg.n_samples) | {"entity labels": N_REPORTS * N_ENTITIES / 1e9})
 
 
 def from_run_config(file: str) -> dict[str, Any]:
     """The settings of a training config (e.g. kmerl/configs/paper.yaml) that a plan depends on."""
-    from kmerl.config import parse
-
     run = parse(["--config", file])
-    model = {f"model.{name}": value for name, value in vars(run.model).items()}
-    training = {name: getattr(run.train, name) for name in ("global_batch", "epochs")}
-    return model | training | {"n_samples": run.n_samples}
+    return settings(run, "model", train=("global_batch", "epochs")) | {"n_samples": run.n_samples}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -14,10 +14,10 @@ from kmerl import extract
 from kmerl.config import Config, parse
 from kmerl.extract import Entities
 from kmerl.text import embed
-from shared.ecg.downstream import Downstream, load_tasks
 from shared.ecg.prepare import Prepared, packed, with_split
 from shared.ecg.tasks import TASKS
 from shared.runs.config import cache_root, hash_of
+from shared.runs.tasks import prepare_tasks
 
 
 @dataclass
@@ -86,11 +86,6 @@ def text_encoder(cfg: Config, reports: list[str]):
     """Function from texts to vectors [n, d_text] of the frozen text encoder; a small one is fitted on the reports."""
     fit_on = sorted(set(reports))
     return lambda texts: embed(texts, cfg.text, cache_root() / "text", fit_on=fit_on)
-
-
-def prepare_tasks(cfg: Config) -> dict[str, Downstream]:
-    """Data set -> its store and tasks, labels in the variant `eval.variant`."""
-    return load_tasks(cfg.eval.tasks, cfg.data.fs_hz, cfg.eval.simulate, cfg.eval.variant)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -3,9 +3,10 @@
 from kmerl import tables
 from kmerl.config import Config
 from kmerl.inputs import ALL_LEADS
-from kmerl.prep import prepare, prepare_tasks
+from kmerl.prep import prepare
 from shared.runs import engine
 from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
+from shared.runs.tasks import prepare_tasks
 
 LEADS = (ALL_LEADS, "partial")
 FILLED = (ALL_LEADS, "partial/zero", "partial/record_mean", "partial/lead_mean", "partial/einthoven+zero")

@@ -221,9 +221,8 @@ def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     evaluation, _ = setup(run_cfg, run / "checkpoint")
     if evaluation.model.query_network is None:
         return
-    dataset, release = next(iter(evaluation.downstream.items()))
-    record, signal_mv, slots = richest_record(run, dataset, release)
-    texts, signal_mv = release.class_names(), signal_mv[:, : run_cfg.n_samples]
+    dataset, record, signal_mv, slots = richest_record(run, evaluation)
+    texts = evaluation.downstream[dataset].class_names()
     true = list(dict.fromkeys(texts[i] for i in slots))[:3]
     chosen = [i for i, t in enumerate(texts) if t in true]
     vectors, names = evaluation.queries[dataset][chosen], [texts[i] for i in chosen]

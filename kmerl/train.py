@@ -7,7 +7,6 @@ process or `torchrun` runs it; ZeRO by `--train.deepspeed shared/runs/zero1.json
 from pathlib import Path
 
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from kmerl.baselines import build, load
@@ -29,7 +28,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     data = prepare(cfg)
     if finished(cfg, data.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
@@ -43,7 +41,6 @@ def main(args: list[str] | None = None) -> Path:
         train_dataset=train_set,
         data_collator=Collator(train_set, cfg.n_samples),
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

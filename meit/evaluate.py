@@ -6,8 +6,6 @@ Chunks are written as they end, so a killed evaluation goes on where it stopped;
 share of the chunks. `majority` and `nearest` are controls without a language model.
 """
 
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -29,11 +27,11 @@ from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
 from meit.scoring import score_table
-from shared.runs.evaluation import checkpoint_of, device, evaluated, in_parts, keep, rank, weights_of
+from shared.runs.config import hash_of
+from shared.runs.evaluation import checkpoint_of, device, evaluated, keep, rank, weights_of
 from shared.runs.facts import commit
-from shared.runs.reports import majority_report, shown, summary_of
+from shared.runs.reports import in_chunks, majority_report, shown, summary_of
 
-CHUNK = 256  # records per part file
 WITHOUT_LLM = ("majority", "nearest")
 
 
@@ -95,9 +93,7 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataF
     if set(WITHOUT_LLM) & set(cfg.eval.inputs):
         train_set = ReportDataset(prepared, "train", cfg.data, tokenizer, limit=cfg.data.n_train)
 
-    def part(job: tuple[str, int]) -> pd.DataFrame:
-        kind, start = job
-        items = list(range(start, min(start + CHUNK, len(dataset))))
+    def part(kind: str, items: list[int]) -> pd.DataFrame:
         rows = dataset.records.iloc[items]
         return pd.DataFrame(
             {
@@ -110,9 +106,7 @@ def predict(cfg: Config, prepared: Prepared, checkpoint: Path) -> tuple[pd.DataF
             }
         )
 
-    jobs = {f"{kind}-{start:07d}": (kind, start) for kind in cfg.eval.inputs for start in range(0, len(dataset), CHUNK)}
-    parts = cfg.run_dir / f"parts-{evaluation_hash(cfg, prepared, checkpoint)}"
-    table = in_parts(jobs, part, parts, f"generating {cfg.experiment}")
+    table = in_chunks(cfg, len(dataset), part, evaluation_hash(cfg, prepared, checkpoint))
     return table, attention(model, tokenizer, dataset, cfg) if model.config.fusion == "meit" else {}
 
 
@@ -128,7 +122,7 @@ def evaluation_hash(cfg: Config, prepared: Prepared, checkpoint: Path) -> str:
     content = [*weights_of(cfg, checkpoint, prepared.data_hash), prepared.data_hash, cfg.data.normalise]
     content += [prompt_instruction(cfg.data.instructions), cfg.data.n_test, cfg.eval.max_new_tokens, cfg.seed]
     content += [cfg.eval.inputs]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return hash_of(content)
 
 
 def main(args: list[str] | None = None) -> Path:

@@ -3,13 +3,10 @@
 Every model is built on torch's meta device from its published architecture, written out below, by the same code that
 trains it; so parameters and LoRA sizes are counted, not quoted. `--hub true` reads the architectures from the hub.
 
-Memory per GPU (weights, gradients, Adam states; P all parameters, T trained ones, N GPUs), Rajbhandari et al. 2020:
-    bf16 under DeepSpeed:    w = 2 P, g = 2 T, a = 12 T (fp32 master copy, two moments)
-    fp32 + bf16 autocast:    w = 4 P, g = 4 T, a = 8 T  (as published)
-    ZeRO-0: w + g + a    ZeRO-1: w + g + a/N    ZeRO-2: w + (g + a)/N    ZeRO-3: (w + g + a)/N
-Frozen weights have no gradient and no Adam state. Activations, logits and buffers come on top.
-Hours: FLOP = 2 P a token forward, 2 P backward through frozen weights, 2 T for trained ones, and three encoder passes
-an ECG; over GPUs x peak x utilisation. An estimate, for planning only.
+Memory per GPU: weights, gradients and Adam states (`memory_bytes` in shared/runs/plan.py); frozen weights have neither
+of the latter. Activations, logits and buffers come on top. Hours: FLOP = 2 P a token forward, 2 P backward through
+frozen weights, 2 T for trained ones (P all parameters, T trained ones), and three encoder passes an ECG; over GPUs x
+peak x utilisation. An estimate, for planning only.
 """
 
 from __future__ import annotations
@@ -23,12 +20,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from meit.config import parse
 from meit.model import MeitConfig, MeitModel
-from shared.runs.plan import memory_bytes, parse_plan, say, table
+from shared.ecg.plan import N_MIMIC
+from shared.runs.plan import gpu_hours, memory_bytes, parse_plan, say, settings, table
 
 GIB = 2**30
 ENCODER_FLOP_PER_ECG = 2 * 7.8e9  # forward, 12 x 5000 samples (reference: 7.8 GMAC)
 N_TRAIN = {  # training records per epoch
-    "mimic": 800_035 * 0.9,  # record-level 90/10 of the public code
+    "mimic": N_MIMIC * 0.9,  # record-level 90/10 of the public code
     "ptb-xl": 17_418,  # official folds 1-8
 }
 
@@ -135,7 +133,7 @@ def steps(n_records: float, epochs: float = 5, global_batch: int = 64) -> int:
 
 def hours(sizes: dict[str, int], n_records: float, cfg: PlanConfig, n_gpus: int) -> float:
     per_record = cfg.max_tokens * (4 * sizes["llm"] + 2 * sizes["trained"]) + 3 * ENCODER_FLOP_PER_ECG
-    return n_records * cfg.epochs * per_record / (n_gpus * cfg.peak_tflops * 1e12 * cfg.utilisation) / 3600
+    return gpu_hours(n_records * cfg.epochs * per_record, cfg.peak_tflops, cfg.utilisation, n_gpus)
 
 
 def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
@@ -174,19 +172,14 @@ def show(rows: list[dict[str, Any]], cfg: PlanConfig) -> None:
         shown.append([row["backbone"], *counts, *(f"{row[k]:,.1f}" for k in (*memory, *times))])
     title = f"{cfg.weights} weights, LoRA r {cfg.lora_r}; GiB per GPU without activations; hours = estimate"
     table(title, columns, shown, width=160)
-    say("GiB: ZeRO-0 w+g+a; ZeRO-1 w+g+a/N; ZeRO-2 w+(g+a)/N; ZeRO-3 (w+g+a)/N; see `meit/plan.py`")
+    say("GiB: ZeRO-0 w+g+a; ZeRO-1 w+g+a/N; ZeRO-2 w+(g+a)/N; ZeRO-3 (w+g+a)/N; see `shared/runs/plan.py`")
 
 
 def from_run_config(file: str) -> dict[str, Any]:
     """The settings of a training config (e.g. meit/configs/paper.yaml) that a plan depends on."""
     run = parse(["--config", file])
-    return {
-        "lora_r": run.model.lora_r,
-        "max_tokens": run.data.max_tokens,
-        "global_batch": run.train.global_batch,
-        "epochs": run.train.epochs,
-        "weights": "bf16" if run.train.deepspeed or run.model.dtype == "bfloat16" else "fp32",
-    }
+    keys = settings(run, model=("lora_r",), data=("max_tokens",), train=("global_batch", "epochs"))
+    return keys | {"weights": "bf16" if run.train.deepspeed or run.model.dtype == "bfloat16" else "fp32"}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
-import torch
 
 from meit.config import Config
 from meit.judge import CRITERIA, judge_scores
@@ -38,8 +37,7 @@ def score_table(
     if "cider_d" in metrics:
         scores["cider_d"] = cider(pairs, train_reports)
     if bertscore:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True, device=device)
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True)
     scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | (judge_scores(table) if CRITERIA[0] in table else {})
 

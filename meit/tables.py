@@ -10,6 +10,7 @@ from meit.protocols import side_by_side
 from shared.metrics import figures
 from shared.metrics.text import document_frequencies
 from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_table
+from shared.runs.reports import level_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE = ("rouge_1_f1", "rouge_2_f1", "rouge_l_coco")
@@ -32,19 +33,10 @@ def controls(scored: dict[str, Scored]) -> list[Control]:
     return [*of("meit"), ("llm-without-ecg", "finding_f1", "no-ecg@ecg", "meit@ecg", language), *of("real-ptb-xl")]
 
 
-def quality_table(scored: dict[str, Scored], title: str, table_id: str, rows: dict[str, str], note: str = "") -> dict:
-    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran."""
-    present = {label: scored[key] for label, key in rows.items() if key in scored}
-    first = next(iter(present.values() or scored.values()))
-    metrics = [m for m in QUALITY if any(n == m or n.startswith(f"{m}_") for n in first.scores)]
-    body = [[label, *(list(entry.level(m)) for m in metrics)] for label, entry in present.items()]
-    table = {
-        "id": table_id,
-        "title": title,
-        "columns": ["run", *(first.metric(m)[0].name for m in metrics)],
-        "rows": body,
-    }
-    return table | ({"note": note} if note else {})
+def quality_table(scored: dict[str, Scored], table_id: str, title: str, rows: dict[str, str], note: str = "") -> dict:
+    """`level_table` with those of QUALITY that the first entry has."""
+    first = next(scored[key] for key in (*rows.values(), *scored) if key in scored)
+    return level_table(scored, table_id, title, rows, [m for m in QUALITY if first.has(m)], note)
 
 
 def protocol_table(cfg: Config, scored: dict[str, Scored]) -> dict:
@@ -83,7 +75,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     rows |= {"MEIT, 8 ECG tokens": "tokens-8@ecg", "MEIT, plain tuning": "plain@ecg"}
     rows |= {"LLaVA-style, 16 tokens": "llava-16@ecg", "Flamingo-style, 16 tokens": "flamingo-16@ecg"}
     rows |= {"MEIT, random encoder at the start": "random-encoder@ecg"}
-    found.append(quality_table(scored, "Report quality, corrected protocol", "quality", rows))
+    found.append(quality_table(scored, "quality", "Report quality, corrected protocol", rows))
     if "meit@ecg" in scored:
         found.append(protocol_table(cfg, scored))
     real = {"MEIT": "real-ptb-xl@ecg"} | {f"MEIT, {k}": f"real-ptb-xl@{k}" for k in CONTROLS}
@@ -96,7 +88,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
             f"{languages(t.prediction)}. Findings are read in all three languages; n-grams compare words as written. "
             "Pre-trained on simulated PTB-XL records, tuned on the other folds."
         )
-        found.append(quality_table(scored, title, "real-ptb-xl", real, note))
+        found.append(quality_table(scored, "real-ptb-xl", title, real, note))
     transfer = {
         "PTB-XL-tuned": "ptb-xl@ecg",
         "MIMIC-tuned": "zero-shot@ecg",
@@ -113,7 +105,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
         ("as-published", "Split by record, one fixed instruction (as_published)", published),
     ):
         if sum(k in scored for k in rows.values()) > 1:
-            found.append(quality_table(scored, title, table_id, rows))
+            found.append(quality_table(scored, table_id, title, rows))
     found += [attention_table(facts), run_table(facts, **{"truncated reports": "n_truncated"})]
     return [table for table in found if table["rows"]]
 

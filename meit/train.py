@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from meit.config import Config, parse
@@ -71,7 +70,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     prepared = prepare(cfg)
     if finished(cfg, prepared.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
@@ -88,7 +86,6 @@ def main(args: list[str] | None = None) -> Path:
         ),
         encoder_lr=cfg.train.encoder_lr,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

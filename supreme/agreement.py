@@ -2,23 +2,21 @@
 
     python -m supreme.extract --agreement
 
-Simulated: the truth is the list of findings that each ECG was drawn with (truth.parquet). It knows no doubt: a report
-hedges only findings that were drawn, so that `definite` alone must miss some, and `definite or hedged` shows whether
-anything was overlooked. Real: SCP codes, which are not what the reports say (how they differ:
+Simulated: shared.ecg.agreement. Real: SCP codes, which are not what the reports say (how they differ:
 shared.metrics.findings_validation), per language of the report; and reports read by hand, which are. All of them speak
 in the findings of shared.ecg.codes. Patients on whose reports the shared lexicon was shaped are left out; what
 `lexicon.yaml` adds may have been shaped on others, so that real reports are not a wholly unseen set.
 """
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from shared.ecg import mimic_iv_ecg, simulate
+from shared.ecg.agreement import against_drawn, compare, matrix_of
 from shared.ecg.codes import FINDINGS
 from shared.metrics import findings_validation as validation
 from shared.runs.config import data_root
@@ -56,44 +54,13 @@ def said(reports: Sequence[str], encode: Callable, cfg: ExtractConfig) -> dict[s
     return out
 
 
-def compare(
-    reports: Sequence[str], truth: np.ndarray, encode: Callable, cfg: ExtractConfig, unsure: np.ndarray | None = None
-) -> pd.DataFrame:
-    """Per finding: n (records that have it), precision and recall of `definite`, then of definite or hedged.
-
-    truth, unsure: bool [n, F]; where unsure, a record is left out for that finding. The last row, "micro", pools the
-    findings that any record has. NaN where nothing stands below the line.
-    """
-    counts_in = np.ones_like(truth) if unsure is None else ~unsure
-    known = (truth & counts_in).any(0)
-    n = (truth & counts_in).sum(0)
-    table = pd.DataFrame({"finding": [*FINDINGS, "micro"], "n": [*n, n.sum()]})
-    for key, ours in said(reports, encode, cfg).items():
-        ours = ours & counts_in
-        tp, yes = (ours & truth).sum(0), ours.sum(0)
-        tp, yes = np.append(tp, tp[known].sum()), np.append(yes, yes[known].sum())
-        with np.errstate(invalid="ignore", divide="ignore"):
-            table[f"precision{key}"], table[f"recall{key}"] = tp / yes, tp / table.n.to_numpy()
-    return table
-
-
-def _matrix(findings: Sequence[set[str]]) -> np.ndarray:
-    return np.array([[name in row for name in FINDINGS] for row in findings], dtype=bool).reshape(-1, len(FINDINGS))
-
-
 def agreement(
     root: Path | None = None, n_records: int = 2000, seed: int = 7, encode: Callable | None = None,
     cfg: ExtractConfig | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """`compare` on simulated records. root: a simulated mimic-iv-ecg tree; None writes one of `n_records`."""
-    if root is None:
-        with tempfile.TemporaryDirectory() as folder:
-            simulate.write("mimic-iv-ecg", Path(folder) / "tree", n_records, seed, fs_hz=100)
-            return agreement(Path(folder) / "tree", encode=encode, cfg=cfg)
-    index = mimic_iv_ecg.read_index(root).set_index("record_id")
-    truth = pd.read_parquet(Path(root) / "truth.parquet").set_index("record_id").findings
-    drawn = _matrix([set(findings) for findings in truth])
-    return compare(index.report[truth.index].tolist(), drawn, encode or small_encoder(), cfg or ExtractConfig())
+    """`against_drawn` of `definite`, then of definite or hedged."""
+    read = partial(said, encode=encode or small_encoder(), cfg=cfg or ExtractConfig())
+    return against_drawn(read, root, n_records, seed)
 
 
 # --- real reports ---
@@ -110,20 +77,18 @@ def language(report: str) -> str:
 def real_agreement(root: Path, encode: Callable | None = None, cfg: ExtractConfig | None = None) -> pd.DataFrame:
     """`compare` on PTB-XL under `root` (DATA_ROOT), with a column `against`: SCP codes by language of the report, codes
     of reports that others put into English, and reports read by hand (all, and the sample that corrected nothing)."""
-    encode, cfg, tables = encode or small_encoder(), cfg or ExtractConfig(), {}
+    tables, read = {}, partial(said, encode=encode or small_encoder(), cfg=cfg or ExtractConfig())
     for sources, name in ((("form_8988rows", "ptbxl_350"), ""), (("english_500",), "codes, English version")):
         rows = validation.held_out(root, sources)
         spoken = rows.report.map(language) if not name else pd.Series("", rows.index)
         for key in sorted(set(spoken)):
             part = rows[spoken == key]
-            sure, unsure = map(_matrix, validation.ptbxl_labels(part))
-            tables[name or f"codes, {NAMES[key]} ({len(part)})"] = compare(
-                part.report.tolist(), sure, encode, cfg, unsure
-            )
+            sure, unsure = map(matrix_of, validation.ptbxl_labels(part))
+            tables[name or f"codes, {NAMES[key]} ({len(part)})"] = compare(part.report.tolist(), sure, read, unsure)
     if BY_HAND.exists():
         for samples, name in (((1, 2, 3), "read by hand"), (validation.UNTOUCHED_SAMPLES, "read by hand, untouched")):
             texts, findings = validation.read_by_hand(root, BY_HAND, samples)
-            tables[f"{name} ({len(texts)})"] = compare(texts, _matrix(findings), encode, cfg)
+            tables[f"{name} ({len(texts)})"] = compare(texts, matrix_of(findings), read)
     return pd.concat([table.assign(against=name) for name, table in tables.items()], ignore_index=True)
 
 

@@ -16,11 +16,11 @@ from transformers.utils import logging
 from shared.ecg.downstream import Downstream, downstream_hash
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device
-from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, score_tasks
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, prepare_tasks, prevalence, score_tasks
 from supreme.baselines import load
 from supreme.config import Config, parse
 from supreme.inputs import Input, expand
-from supreme.prep import Pretraining, prepare, prepare_tasks, text_encoder
+from supreme.prep import Pretraining, prepare, text_encoder
 from supreme.queries import class_texts
 from supreme.terminology import Term, ancestors, find, relation
 
@@ -75,11 +75,6 @@ def kind_of(text: str, terms: list[Term], hold_out: list[str]) -> str:
     return relation(text, terms)
 
 
-def prevalence(release: Downstream) -> np.ndarray:
-    """Share of positives of each class slot among its task's training labels."""
-    return np.concatenate([task.labels[task.part_rows("train")].mean(0) for task in release.tasks.values()])
-
-
 def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
     """Model, tasks and the vectors of their classes; what the model was trained on."""
     data, downstream = prepare(cfg), prepare_tasks(cfg)
@@ -89,7 +84,7 @@ def setup(cfg: Config, checkpoint: Path) -> tuple[Evaluation, Pretraining]:
         dataset: [t for name, task in r.tasks.items() for t in class_texts(name, task, cfg.eval.texts)]
         for dataset, r in downstream.items()
     }
-    queries = {dataset: torch.from_numpy(vectors(names)) for dataset, names in texts.items()}
+    queries = {dataset: torch.from_numpy(vectors(asked)) for dataset, asked in texts.items()}
     prior = {dataset: prevalence(release) for dataset, release in downstream.items()}
     return Evaluation(cfg, model, downstream, queries, prior), data
 

@@ -17,21 +17,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.runs.plan import memory_gb, parse_plan, say, say_disk, table
+from shared.ecg.plan import D_TEXT, N_REPORTS, disk_gb, llm_costs, say_extraction, training_hours
+from shared.runs.plan import memory_gb, parse_plan, say, say_disk, settings, table
 from supreme.baselines import METHODS, build
+from supreme.config import parse
 from supreme.encoder import N_LEADS
 from supreme.model import EcgModel, ModelConfig
 from supreme.prompt import question, texts
 from supreme.ssl import SslConfig
 from supreme.terminology import terminology
 
-N_MIMIC = 800_035  # records of the release
-N_REPORTS = 771_693  # reports of at least 4 words, as MERL counts them (Data); the paper's number is unknown
-N_DOWNSTREAM = 21_799 + 6_877 + 23_026  # records of PTB-XL, CPSC2018 and CSN in the six tasks
-N_LABELLED = 17_084 + 4_950 + 16_546  # of these in the training parts (PTB-XL: of its superclass task)
+N_LABELLED = 17_084 + 4_950 + 16_546  # records in the training parts of the tasks (PTB-XL: of its superclass task)
 N_CLASSES = 106  # of the six tasks together
-D_TEXT = 768  # MedCPT
-BYTES = 2  # of a packed sample
 STATEMENT_CHARS, STATEMENTS_PER_REPORT, CHARS_PER_TOKEN = 40, 4, 4  # assumptions; the prompt is counted
 PARTS = {"encoder": "encoder", "fusion network": "cfn"}  # name -> module; all else are heads
 
@@ -149,9 +146,7 @@ def steps(cfg: PlanConfig, method: str = "supreme") -> int:
 
 def hours(flop_per_record: float, cfg: PlanConfig, gpu: str, method: str = "supreme") -> tuple[float, float]:
     """(computing, reading) of the whole pre-training; the longer one is what it takes."""
-    records = steps(cfg, method) * cfg.global_batch
-    computing = records * flop_per_record / (cfg.gpus * cfg.peak_tflops[gpu] * 1e12 * cfg.utilisation)
-    return computing / 3600, records * N_LEADS * cfg.n_samples * BYTES / (cfg.read_gb_s * 1e9) / 3600
+    return training_hours(steps(cfg, method) * cfg.global_batch, flop_per_record, cfg, gpu)
 
 
 def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
@@ -166,26 +161,13 @@ def plan(cfg: PlanConfig) -> list[dict[str, Any]]:
 
 def extraction(cfg: PlanConfig) -> dict[str, float]:
     """Calls, tokens in 1e6 and GPU hours of the language model, by unique statement and (for comparison) by report."""
-    found, fastest = {}, max(cfg.peak_tflops.values()) * 1e12 * cfg.llm_utilisation
-    asked = sum(len(turn["content"]) for turn in question(""))
+    units, asked = {}, sum(len(turn["content"]) for turn in question(""))
     for by, n, k in (("statement", cfg.unique_statements, 1), ("report", N_REPORTS, STATEMENTS_PER_REPORT)):
         tokens = (asked + k * STATEMENT_CHARS) / CHARS_PER_TOKEN + k * cfg.llm_answer_tokens
         if cfg.verify:  # reads the statement and the first answer, and answers about as much
             tokens += (len(texts()["verify"]) + k * STATEMENT_CHARS) / CHARS_PER_TOKEN + 2 * k * cfg.llm_answer_tokens
-        found |= {f"calls_by_{by}": n * (1 + cfg.verify), f"mtokens_by_{by}": n * tokens / 1e6}
-        found[f"gpu_hours_by_{by}"] = n * tokens * 2 * cfg.llm_billions * 1e9 / fastest / 3600
-    return found
-
-
-def disk_gb(cfg: PlanConfig) -> dict[str, float]:
-    """GB (1e9 bytes) by what is stored."""
-    record = N_LEADS * cfg.n_samples * BYTES / 1e9
-    return {
-        "MIMIC-IV-ECG, WFDB at 16 bit": N_MIMIC * record,
-        "packed pre-training signals": N_REPORTS * record,
-        "packed downstream signals": N_DOWNSTREAM * record,
-        "text vectors, at most": N_REPORTS * D_TEXT * 4 / 1e9,
-    }
+        units[by] = n * (1 + cfg.verify), n * tokens
+    return llm_costs(cfg, units)
 
 
 def show(cfg: PlanConfig) -> None:
@@ -210,24 +192,15 @@ def show(cfg: PlanConfig) -> None:
         f"+: of a slow target; r: limited by reading signals at {cfg.read_gb_s:g} GB/s, not by computing\n"
         f"GB: weights, gradients, Adam states on every GPU, without activations; SuPreME by {stages}"
     )
-    e = extraction(cfg)
-    by = "{:,} calls, {:,.1f}M tokens, {:,.1f} GPU hours".format
-    unit, report = (by(*(e[f"{k}_by_{u}"] for k in ("calls", "mtokens", "gpu_hours"))) for u in ("statement", "report"))
-    say(
-        f"Extraction, {cfg.llm_billions:g}B model, {2 * cfg.llm_billions:,.0f} GB in bf16: {cfg.unique_statements:,} "
-        f"unique statements = {unit}; by report it would be {report}"
-    )
-    say_disk(disk_gb(cfg))
+    say_extraction(cfg, extraction(cfg))
+    say_disk(disk_gb(cfg.n_samples))
 
 
 def from_run_config(file: str) -> dict[str, Any]:
     """The settings of a training config (e.g. supreme/configs/paper.yaml) that a plan depends on."""
-    from supreme.config import parse
-
     run = parse(["--config", file])
-    sections = {f"{s}.{k}": v for s in ("model", "ssl") for k, v in vars(getattr(run, s)).items()}
-    training = {name: getattr(run.train, name) for name in ("global_batch", "epochs", "steps")}
-    return sections | training | {"n_samples": run.n_samples, "verify": run.extract.verify}
+    keys = settings(run, "model", "ssl", train=("global_batch", "epochs", "steps"), extract=("verify",))
+    return keys | {"n_samples": run.n_samples}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from shared.ecg.downstream import Downstream, downstream_hash, load_tasks
+from shared.ecg.downstream import downstream_hash
 from shared.ecg.prepare import Packed, packed, with_split
 from shared.ecg.store import EcgStore
 from shared.runs.config import cache_root, hash_of
+from shared.runs.tasks import prepare_tasks
 from supreme import extract
 from supreme.config import Config, parse
 from supreme.extract import Labels
@@ -159,11 +160,6 @@ def labelled(cfg: Config) -> Pretraining:
         source=next(iter(downstream.values())).packed.source,
         counts={},
     )
-
-
-def prepare_tasks(cfg: Config) -> dict[str, Downstream]:
-    """Data set -> its store and tasks, labels in the variant `eval.variant`."""
-    return load_tasks(cfg.eval.tasks, cfg.data.fs_hz, cfg.eval.simulate, cfg.eval.variant)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -2,9 +2,10 @@
 
 from shared.runs import engine
 from shared.runs.paper import REAL, REAL_PROBE, Experiment, Paper, evaluation
+from shared.runs.tasks import prepare_tasks
 from supreme import tables
 from supreme.config import Config
-from supreme.prep import prepare, prepare_tasks
+from supreme.prep import prepare
 from supreme.scoring import BEST, ESSL
 
 PROBES = ("probe:ecg~val",)
@@ -90,7 +91,7 @@ class Supreme(Paper):
         return repr([supervised, cfg.data, cfg.extract, cfg.text, cfg.eval.tasks, cfg.eval.simulate])
 
     def pictures(self, cfg: Config, names: list[str]) -> None:
-        tables.draw_attention_case(cfg, names)
+        tables.draw_attention_cases(cfg, names)
         tables.write_extraction(cfg, names)
 
 

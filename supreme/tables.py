@@ -219,16 +219,15 @@ def relative(log: list) -> list[tuple[float, float]]:
 # --- what needs signals or the caches of the runs ---
 
 
-def draw_attention_case(cfg: Config, experiments: list[str]) -> None:
+def draw_attention_cases(cfg: Config, experiments: list[str]) -> None:
     """Attention of true classes on a test record with several findings."""
     if "supreme" not in experiments:
         return
     run = run_folders(cfg, "supreme", cfg.reproduce.seeds[0])[0]
     run_cfg = parse(["--config", str(run / "config.yaml")])
     evaluation, _ = setup(run_cfg, run / "checkpoint")
-    dataset, release = next(iter(evaluation.downstream.items()))
-    record, signal_mv, slots = richest_record(run, dataset, release)
-    names, signal_mv = release.class_names(), signal_mv[:, : run_cfg.n_samples]
+    dataset, record, signal_mv, slots = richest_record(run, evaluation)
+    names = evaluation.downstream[dataset].class_names()
     chosen = list({names[i]: i for i in slots}.values())[:4]
     queries = evaluation.queries[dataset][chosen]
     found, segment_s = attend(evaluation.model, signal_mv, queries, [names[i] for i in chosen], run_cfg.data.fs_hz)

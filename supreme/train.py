@@ -8,7 +8,6 @@ shared/runs/zero1.json`.
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from shared.runs.facts import finished
@@ -43,7 +42,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     data = prepare(cfg)
     if finished(cfg, data.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
@@ -57,7 +55,6 @@ def main(args: list[str] | None = None) -> Path:
         data_collator=Collator(data, cfg.n_samples),
         callbacks=[AfterStep()],
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     return fit(
         cfg,
         trainer,

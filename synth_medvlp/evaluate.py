@@ -24,7 +24,7 @@ from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, t
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, entries, evaluated, keep, rank
 from shared.runs.facts import commit
-from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all
+from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all, prevalence
 from synth_medvlp import finetune, segment
 from synth_medvlp.config import Config, parse
 from synth_medvlp.downstream import Release, Task, downstream_hash, load_tasks
@@ -187,15 +187,6 @@ def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, thresholds: np.nda
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
-
-
-def prevalence(release: Release) -> np.ndarray:
-    """Share of positives of each class slot among its task's training labels; 0 where there are none."""
-    shares = []
-    for task in release.tasks.values():
-        train = task.labels[task.part_rows("train")]
-        shares.append((train == 1).sum(0) / np.maximum((train >= 0).sum(0), 1))
-    return np.concatenate(shares)
 
 
 def prepare_tasks(cfg: Config) -> tuple[dict[str, Release], dict[str, Release], dict[str, str]]:

@@ -10,18 +10,18 @@ them); how they add up follows the loops of writer and image_check.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, Dinov2Config, Dinov2Model, ResNetConfig
 
-from shared.runs.plan import memory_gb, parse_plan, say_disk, table
+from shared.runs.plan import gpu_hours, kept_bytes, memory_gb, parse_plan, say, say_disk, settings, table
 from synth_medvlp.backends import Feedback, messages
+from synth_medvlp.config import parse
 from synth_medvlp.diffusion import ImageConfig
 from synth_medvlp.entities import CLINICAL
 from synth_medvlp.mllm import PROMPT
@@ -118,26 +118,18 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 def training_step(model: ModelConfig, size: int, cfg: PlanConfig) -> dict[str, float]:
     """Of a pair: `flop` of a training step, text `tokens`, image `cells` (of GLoRIA's map of regions, else of the last
     one), and `activations`, the bytes kept for the backward pass under bf16 autocast, without the weights."""
-    counter, net, B, kept, seen = FlopCounterMode(display=False), on_meta(model), cfg.global_batch, {}, []
+    counter, net, B, seen, loss = FlopCounterMode(display=False), on_meta(model), cfg.global_batch, [], []
     net.image.register_forward_hook(lambda *args: seen.extend(args[2]))
     L = min(cfg.text_tokens, net.cfg.text.max_tokens)
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         net.to_empty(device="cpu").train()
-        weights = {p.untyped_storage()._cdata for p in net.parameters()}
-
-        def keep(x: torch.Tensor) -> torch.Tensor:
-            storage = x.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-            return x
-
         texts = {name: torch.ones(B, L, dtype=torch.int64) for name in ("input_ids", "attention_mask", "word_ids")}
         pixels = torch.zeros(B, 1, size, size)
         with counter:  # entered once: it forgets at each start
-            with saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-                loss = net(pixels, **texts).loss
-            loss.backward()
+            with torch.autocast("cpu", torch.bfloat16):
+                held = kept_bytes(net, lambda: loss.append(net(pixels, **texts).loss))
+            loss[0].backward()
         cells = seen[0 if net.cfg.method == "gloria" else 1].shape[2:].numel()
-    held = sum(n for storage, n in kept.items() if storage not in weights)
     return {"flop": counter.get_total_flops() / B, "tokens": L, "cells": cells, "activations": held / B}
 
 
@@ -160,8 +152,8 @@ def schedule(cfg: PlanConfig) -> list[dict[str, Any]]:
 def hours(flop_per_pair: float, steps: int, cfg: PlanConfig, gpu: str) -> tuple[float, float]:
     """(computing, loading) of one training on all GPUs; the longer one is what it takes."""
     pairs = steps * cfg.global_batch
-    computing = pairs * flop_per_pair / (cfg.gpus * cfg.peak_tflops[gpu] * 1e12 * cfg.utilisation)
-    return computing / 3600, pairs / (cfg.gpus * cfg.workers * cfg.pairs_per_worker) / 3600
+    computing = gpu_hours(pairs * flop_per_pair, cfg.peak_tflops[gpu], cfg.utilisation, cfg.gpus)
+    return computing, pairs / (cfg.gpus * cfg.workers * cfg.pairs_per_worker) / 3600
 
 
 # --- generation ---
@@ -237,7 +229,7 @@ def generation(cfg: PlanConfig) -> list[dict[str, Any]]:
     drawn = cfg.n_synthetic * tries(cfg.image_pass, cfg.image.attempts)
 
     def add(stage: str, n: float, flop: float, share: float, read: float = 0, written: float = 0) -> None:
-        taken = {f"hours_{gpu}": flop / (peak * 1e12 * share) / 3600 for gpu, peak in cfg.peak_tflops.items()}
+        taken = {f"hours_{gpu}": gpu_hours(flop, peak, share) for gpu, peak in cfg.peak_tflops.items()}
         rows.append({"stage": stage, "calls": n, "read": read, "written": written, "flop": flop} | taken)
 
     def language(stage: str, n: float, billions: float, read: float, written: float) -> None:
@@ -312,7 +304,7 @@ def show_generation(cfg: PlanConfig) -> None:
         rows.append([row["stage"], calls, *tokens, f"{row['flop'] / 1e18:,.1f}", *spent])
     columns = ("stage", "calls", "read", "written", "EFLOP", *(f"GPU h, {gpu}" for gpu in cfg.peak_tflops))
     table("Generation: calls, tokens of language models, operations", columns, rows)
-    print(
+    say(
         f"{text_calls(cfg)['requests']:,.0f} requests -> {cfg.n_synthetic:,} reports -> {regimes(cfg)['synthetic']:,} "
         f"pairs, assuming pass rates of an attempt: FINDINGS {cfg.findings_pass:.0%}, IMPRESSION "
         f"{cfg.impression_pass:.0%}, image {cfg.image_pass:.0%}"
@@ -320,21 +312,10 @@ def show_generation(cfg: PlanConfig) -> None:
     say_disk(disk_gb(cfg))
 
 
-def settings(section: Any, at: str) -> dict[str, Any]:
-    """Keys of a config section and of the sections in it, as the command line names them."""
-    nested = [settings(v, f"{at}.{k}") if is_dataclass(v) else {f"{at}.{k}": v} for k, v in vars(section).items()]
-    return {key: value for part in nested for key, value in part.items()}
-
-
 def from_run_config(file: str) -> dict[str, Any]:
     """The settings of a training config (e.g. synth_medvlp/configs/paper.yaml) that a plan depends on."""
-    from synth_medvlp.config import parse
-
-    run, found = parse(["--config", file]), {}
-    for name in ("model", "sampler", "writer", "image"):
-        found |= settings(getattr(run, name), name)
-    found |= {name: getattr(run.train, name) for name in ("global_batch", "epochs", "steps")}
-    return found | {name: getattr(run.data, name) for name in ("size_px", "n_synthetic", "workers")}
+    whole, data = ("model", "sampler", "writer", "image"), ("size_px", "n_synthetic", "workers")
+    return settings(parse(["--config", file]), *whole, train=("global_batch", "epochs", "steps"), data=data)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from shared.metrics.interval import Scores, Statistic
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import average, restrict
 from shared.runs import tasks
-from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
+from shared.runs.evidence import Scored, add_seed, folder, read_predictions, runs_of, seeds_of
 from shared.runs.tasks import means_over_draws
 from synth_medvlp.classes import MIN10, frequent_headline
 from synth_medvlp.config import Config
@@ -42,26 +42,18 @@ def add_frequent_headline(cfg: Config, facts: dict, scored: dict[str, Scored]) -
 def score_masks(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@grounding:..` and `name@segment:..` -> Scored: `dice` and its like as means over tasks, `dice:<task>`."""
     scored: dict[str, Scored] = {}
-    for name in sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]}):
-        for seed in seeds_of(facts, name):
-            file = folder(cfg) / "predictions" / f"{name}-masks-seed{seed}.parquet"
-            if not file.exists():
-                continue
-            run = facts["runs"][f"{name}/seed{seed}"]
-            tables = dict(tuple(pd.read_parquet(file).groupby("input", sort=False)))
-            tables = {f"{name}@{kind}": rows for kind, rows in tables.items()}
-            if f"ground-real@{GROUNDED}" in tables:
-                tables[f"{WHOLE_IMAGE}@{GROUNDED}"] = whole_image(tables[f"ground-real@{GROUNDED}"])
-            for key, rows in tables.items():
-                rows = rows.sort_values(["task", "id"], kind="stable")
-                ids, patients = (rows.task + ":" + rows.id).to_numpy(), (rows.dataset + ":" + rows.patient).to_numpy()
-                new = Scored({}, ids, patients, run["source"], run["masks_hash"], n_records=rows.id.nunique())
-                entry = scored.setdefault(key, new)
-                if not np.array_equal(entry.ids, ids):
-                    raise ValueError(f"{key}: seeds were scored on different records; run it again")
-                entry.seeds.append(seed)
-                for metric, statistic in mask_statistics(rows).items():
-                    entry.scores.setdefault(metric, []).append(statistic)
+    for name, seed, run in runs_of(facts):
+        file = folder(cfg) / "predictions" / f"{name}-masks-seed{seed}.parquet"
+        if not file.exists():
+            continue
+        tables = {f"{name}@{kind}": rows for kind, rows in pd.read_parquet(file).groupby("input", sort=False)}
+        if f"ground-real@{GROUNDED}" in tables:
+            tables[f"{WHOLE_IMAGE}@{GROUNDED}"] = whole_image(tables[f"ground-real@{GROUNDED}"])
+        for key, rows in tables.items():
+            rows = rows.sort_values(["task", "id"], kind="stable")
+            ids, patients = (rows.task + ":" + rows.id).to_numpy(), (rows.dataset + ":" + rows.patient).to_numpy()
+            new = Scored({}, ids, patients, run["source"], run["masks_hash"], n_records=rows.id.nunique())
+            add_seed(scored, key, new, seed, mask_statistics(rows))
     return scored
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from shared.runs.facts import finished
@@ -56,7 +55,6 @@ def main(args: list[str] | None = None) -> Path:
     cfg = parse(args)
     data = prepare(cfg)
     if finished(cfg, data.data_hash):
-        print(f"already trained: {cfg.run_dir}")
         return cfg.run_dir
 
     set_seed(cfg.seed)
@@ -73,7 +71,6 @@ def main(args: list[str] | None = None) -> Path:
         callbacks=[Epoch(train_set)],
         by_source=cfg.data.by_source,
     )
-    trainer.remove_callback(PrinterCallback)  # the losses are in run.json
     negatives = cfg.train.micro_batch * (n_processes() if cfg.model.gather else 1) - 1
     return fit(
         cfg,

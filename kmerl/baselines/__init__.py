@@ -8,7 +8,7 @@ from kmerl.baselines.supervised import SupervisedModel
 from kmerl.model import EcgModel, KmerlModel, ModelConfig
 from shared.runs.checkpoint import fetched
 
-MODELS: dict[str, type[EcgModel]] = {"kmerl": KmerlModel, "merl": MerlModel, "supervised": SupervisedModel}
+METHODS: dict[str, type[EcgModel]] = {"kmerl": KmerlModel, "merl": MerlModel, "supervised": SupervisedModel}
 
 
 def build(cfg: ModelConfig, n_samples: int, d_text: int = 768, n_classes: int = 0) -> EcgModel:
@@ -16,7 +16,7 @@ def build(cfg: ModelConfig, n_samples: int, d_text: int = 768, n_classes: int = 
 
     n_classes: of a supervised model's head.
     """
-    return MODELS[cfg.method].build(cfg, n_samples, d_text, n_classes)
+    return METHODS[cfg.method].build(cfg, n_samples, d_text, n_classes)
 
 
 def load(checkpoint: str | Path) -> EcgModel:
@@ -28,8 +28,8 @@ def load(checkpoint: str | Path) -> EcgModel:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no checkpoint there; train one with `python -m kmerl.train`")
     found = json.loads(file.read_text()).get("model_type")
-    for model in MODELS.values():
+    for model in METHODS.values():
         if model.config_class.model_type == found:
             return model.from_pretrained(str(file.parent))
-    known = ", ".join(m.config_class.model_type for m in MODELS.values())
+    known = ", ".join(m.config_class.model_type for m in METHODS.values())
     raise ValueError(f"{file}: model_type '{found}' is none of {known}")

@@ -288,13 +288,13 @@ def bert_scores(
     layer: int,
     rescale: bool = False,
     baseline: Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> dict[str, Scores]:
     """BERTScore precision, recall, F1 (Zhang 2020, no IDF), means over items; a pair with an empty side scores 0.
 
     encoder: hub name or local folder of a transformers encoder and its tokenizer. layer: hidden layer, from 1.
     rescale: (x - b) / (1 - b) with the English baseline b that the bert-score package ships for a hub name, or with
-    `baseline`, a TSV of the same form (LAYER, P, R, F with a header), for a local folder.
+    `baseline`, a TSV of the same form (LAYER, P, R, F with a header), for a local folder. device: None = a GPU if any.
     Errors: ValueError where rescaling is asked for and no baseline is found.
     """
     _check(references, hypotheses)

@@ -80,7 +80,7 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], pe
         "commit": commit(),
         "wall_s": sum(r.get("train_s", 0) + r["evaluation_s"] for r in facts["runs"].values()) / cfg.reproduce.jobs,
         "peak_rss_mb": max(peak_rss_mb, facts["peak_rss_mb"]),
-        "seeds": sorted({int(run.rsplit("/seed", 1)[1]) for run in facts["runs"]}),
+        "seeds": sorted({seed for _, seed, _ in runs_of(facts)}),
         "environment": versions(),
     }
     _write(file, facts)
@@ -111,10 +111,15 @@ def run_facts(runs: list[Path]) -> dict:
     return facts
 
 
+def runs_of(facts: dict) -> list[tuple[str, int, dict]]:
+    """(experiment, seed, facts) of every run, in this order; facts: runs.json."""
+    runs = sorted((name, int(seed)) for name, seed in (run.rsplit("/seed", 1) for run in facts["runs"]))
+    return [(name, seed, facts["runs"][f"{name}/seed{seed}"]) for name, seed in runs]
+
+
 def seeds_of(facts: dict, name: str) -> list[int]:
     """Seeds with which an experiment was run, in order; facts: runs.json."""
-    runs = (run.rsplit("/seed", 1) for run in facts["runs"])
-    return sorted(int(seed) for found, seed in runs if found == name)
+    return [seed for found, seed, _ in runs_of(facts) if found == name]
 
 
 # --- score ---
@@ -141,12 +146,28 @@ class Scored:
             name = next((n for n in self.scores if n.startswith(name + "_")), name)
         return self.scores[name]
 
+    def has(self, name: str) -> bool:
+        """Whether `metric` finds it."""
+        return any(n == name or n.startswith(f"{name}_") for n in self.scores)
+
     def level(self, name: str) -> tuple[float, float, float]:
         """Mean over seeds with its 95 % interval over patients and seeds."""
         if name not in self._levels:
             d = difference(self.metric(name), None, self.patients)
             self._levels[name] = (d.mean, *d.interval())
         return self._levels[name]
+
+
+def add_seed(scored: dict[str, Scored], key: str, new: Scored, seed: int, metrics: dict[str, Metric]) -> Scored:
+    """The entry of `key`, `new` where there is none yet, with the metrics of one more seed. ValueError where the others
+    were scored on other records."""
+    one = scored.setdefault(key, new)
+    if not same_records(one, new):
+        raise ValueError(f"{key}: seeds were scored on different records; run it again")
+    one.seeds.append(seed)
+    for name, metric in metrics.items():
+        one.scores.setdefault(name, []).append(metric)
+    return one
 
 
 def entry_name(paper: Paper, name: str) -> str:

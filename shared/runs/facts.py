@@ -58,10 +58,12 @@ def run_json(cfg: RunConfig, trainer, wall_s: float, **facts) -> dict:
 
 
 def finished(cfg: RunConfig, data_hash: str) -> bool:
-    """True where this very run, same config and data, has already ended; else its folder must be writable."""
+    """True, said in a line, where this very run, same config and data, has ended; else its folder must be writable."""
     file = cfg.run_dir / "run.json"
     run = json.loads(file.read_text()) if file.is_file() else {}
     same = run.get("config_hash") == cfg.digest() and run.get("data_hash") == data_hash
-    if not same:
+    if same:
+        print(f"already trained: {cfg.run_dir}")
+    else:
         check_writable("runs", cfg.run_dir)
     return same

@@ -3,18 +3,30 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from shared.metrics.interval import Scores
-from shared.runs.evaluation import entries
-from shared.runs.evidence import Scored
+from shared.runs.evaluation import entries, in_parts
+from shared.runs.evidence import Scored, add_seed
+
+CHUNK = 256  # records per part file
+NOT_COMPUTED = "not computed"
 
 
 def majority_report(reports: Sequence[str]) -> str:
     """The most frequent training report, a control without a language model; ties go to the one seen first."""
     return Counter(reports).most_common(1)[0][0]
+
+
+def in_chunks(cfg: Any, n: int, make: Callable[[str, list[int]], pd.DataFrame], identity: str) -> pd.DataFrame:
+    """`make` of every kind of `eval.inputs` on n records, CHUNK at a time: one table, resumable (`in_parts`)."""
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    jobs = {f"{kind}-{chunk.start:07d}": (kind, chunk) for kind in cfg.eval.inputs for chunk in chunks}
+    parts = cfg.run_dir / f"parts-{identity}"
+    return in_parts(jobs, lambda job: make(job[0], list(job[1])), parts, f"generating {cfg.experiment}")
 
 
 def distinct(keys: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -45,6 +57,27 @@ def shown(metrics: dict[str, dict], kind: str) -> str:
     return ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in found)
 
 
+def level_table(
+    scored: dict[str, Scored],
+    table_id: str,
+    title: str,
+    rows: dict[str, str],
+    metrics: Sequence[str],
+    note: str = "",
+    absent: str | None = NOT_COMPUTED,
+) -> dict:
+    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; absent:
+    what is shown of a metric that an entry has not."""
+    present = {label: scored[key] for label, key in rows.items() if key in scored}
+    names = [next((e.metric(m)[0].name for e in present.values() if e.has(m)), m) for m in metrics]
+    body = [[label, *(list(e.level(m)) if e.has(m) else absent for m in metrics)] for label, e in present.items()]
+    if len({len(e.seeds) for e in present.values()}) > 1:  # fewer seeds, wider intervals: not to be read as the run's
+        body = [[row[0], len(e.seeds), *row[1:]] for row, e in zip(body, present.values(), strict=True)]
+        names = ["seeds", *names]
+    table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
+    return table | ({"note": note} if note else {})
+
+
 def add_runs(
     scored: dict[str, Scored],
     tables: Sequence[tuple[str, int, pd.DataFrame]],
@@ -65,11 +98,6 @@ def add_runs(
             rows = np.flatnonzero((table.input == kind).to_numpy())
             part = table.iloc[rows].reset_index(drop=True)
             new = Scored({}, part.id.to_numpy(), part.patient.to_numpy(), run["source"], run[key], n_folds)
-            one = scored.setdefault(f"{name}@{kind}", new)
-            if not np.array_equal(one.ids, new.ids) or one.data_hash != run[key]:
-                raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-            one.tables.append(part)
-            one.seeds.append(seed)
-            for metric, s in ({m: select(s, rows + start) for m, s in scores.items()} | more(part)).items():
-                one.scores.setdefault(metric, []).append(s)
+            found = {m: select(s, rows + start) for m, s in scores.items()} | more(part)
+            add_seed(scored, f"{name}@{kind}", new, seed, found).tables.append(part)
         start += len(table)

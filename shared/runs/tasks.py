@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from shared.ecg.downstream import VAL, Downstream, batches, downstream_hash, probe_scores
+from shared.ecg.downstream import VAL, Downstream, batches, downstream_hash, load_tasks, probe_scores
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
 from shared.runs.config import RunConfig, SimulateConfig
 from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
-from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
+from shared.runs.evidence import Scored, add_seed, folder, read_predictions, runs_of
 from shared.runs.facts import commit
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
@@ -109,6 +109,20 @@ class TaskEvaluation(ABC):
                 table["prediction"] = list(values[~np.isnan(values).all(1)].astype(np.float16))
                 found.append(table)
         return found
+
+
+def prepare_tasks(cfg: Any) -> dict[str, Downstream]:
+    """Data set -> its store and the tasks of `eval.tasks`, labels in the variant `eval.variant`."""
+    return load_tasks(cfg.eval.tasks, cfg.data.fs_hz, cfg.eval.simulate, cfg.eval.variant)
+
+
+def prevalence(release: Any) -> np.ndarray:
+    """Share of positives of each class slot among its task's training labels; 0 where there are none."""
+    shares = []
+    for task in release.tasks.values():
+        train = task.labels[task.part_rows("train")]
+        shares.append((train == 1).sum(0) / np.maximum((train >= 0).sum(0), 1))
+    return np.concatenate(shares)
 
 
 def labels_table(downstream: Mapping[str, Any]) -> pd.DataFrame:
@@ -197,26 +211,18 @@ def score_all(
     """`name@input` -> Scored, for every experiment in the results folder. kinds_of: facts of a run -> its `Kinds`;
     chance: see `metrics_of`."""
     scored: dict[str, Scored] = {}
-    names = sorted({run.rsplit("/seed", 1)[0] for run in facts["runs"]})
     labels: dict[str, pd.DataFrame] = {}
-    for name in names:
-        for seed in seeds_of(facts, name):
-            run = facts["runs"][f"{name}/seed{seed}"]
-            data_hash = run["data_hash"]
-            if data_hash not in labels:
-                labels[data_hash] = read_labels(cfg, data_hash)
-            for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
-                ids, _, _ = items_of(rows, labels[data_hash])
-                found, patients = metrics_of(rows, labels[data_hash], kinds_of(run), chance)
-                folds = 10 if kind.startswith("oof:") else 1
-                n_records = len(rows[["dataset", "id"]].drop_duplicates())
-                new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
-                one = scored.setdefault(f"{name}@{kind}", new)
-                if not np.array_equal(one.ids, ids) or one.data_hash != data_hash:
-                    raise ValueError(f"{name}@{kind}: seeds were scored on different records; run it again")
-                one.seeds.append(seed)
-                for metric, statistic in found.items():
-                    one.scores.setdefault(metric, []).append(statistic)
+    for name, seed, run in runs_of(facts):
+        data_hash = run["data_hash"]
+        if data_hash not in labels:
+            labels[data_hash] = read_labels(cfg, data_hash)
+        for kind, rows in read_predictions(cfg, name, seed).groupby("input", sort=False):
+            ids, _, _ = items_of(rows, labels[data_hash])
+            found, patients = metrics_of(rows, labels[data_hash], kinds_of(run), chance)
+            folds = 10 if kind.startswith("oof:") else 1
+            n_records = len(rows[["dataset", "id"]].drop_duplicates())
+            new = Scored({}, ids, patients, run["source"], data_hash, folds, n_records=n_records)
+            add_seed(scored, f"{name}@{kind}", new, seed, found)
     return scored
 
 
@@ -256,8 +262,10 @@ def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[s
     return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or AUROC_NOTE}
 
 
-def richest_record(run: Path, dataset: str, release: Downstream) -> tuple[str, np.ndarray, list[int]]:
-    """Test record of a data set with the most findings: its id, signals [12, t] in mV, and slots of its classes."""
+def richest_record(run: Path, evaluation: TaskEvaluation) -> tuple[str, str, np.ndarray, list[int]]:
+    """Test record of the first data set with the most findings: data set, id, signals [12, n_samples] in mV, and slots
+    of its classes."""
+    dataset, release = next(iter(evaluation.downstream.items()))
     labels = pd.read_parquet(run / "labels.parquet")
     test = labels[(labels.dataset == dataset) & (labels.part == "test")]
     n_true = test.assign(n=test.reference.map(lambda r: int(np.sum(r)))).groupby("id").n.sum()
@@ -265,7 +273,8 @@ def richest_record(run: Path, dataset: str, release: Downstream) -> tuple[str, n
     found = test[test.id == record].set_index("task").reference
     there = [t for name, task in release.tasks.items() for t in found.get(name, [0] * len(task.classes))]
     row = int(np.flatnonzero(release.packed.store.records.record_id == record)[0])
-    return record, release.packed.store.signal_mv(row), np.flatnonzero(there).tolist()
+    signal_mv = release.packed.store.signal_mv(row)[:, : evaluation.cfg.n_samples]
+    return dataset, record, signal_mv, np.flatnonzero(there).tolist()
 
 
 def protocol_table(cfg: RunConfig, facts: dict, runs: Mapping[str, str]) -> dict:

@@ -97,6 +97,8 @@ def fit(cfg: RunConfig, trainer, tokenizer=None, **facts) -> Path:
     n, batch = len(trainer.train_dataset), cfg.train.micro_batch * n_processes()
     if cfg.train.epochs and n < batch:  # a last, smaller batch is dropped: nothing would be trained
         raise ValueError(f"{n} training records do not fill one batch of {batch}: lower train.micro_batch")
+    for printer in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
+        trainer.remove_callback(printer)  # the losses are in run.json
     with disk_errors(cfg.run_dir):
         _train_and_keep(cfg, trainer, tokenizer, facts)
     end_processes()

@@ -17,13 +17,13 @@ from argus.evaluate import NORMAL, typical_report
 from argus.figures import draw_case, draw_levels, plane
 from argus.reproduce import ARGUS, BY_TIER, ENCODER, EXPERIMENTS
 from argus.scoring import score_all
-from argus.tables import ARMS, NOT_COMPUTED
+from argus.tables import ARMS
 from argus.train import arguments as train_options
 from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments
 from shared.runs.evidence import compare, folder, score, seeds_of
-from shared.runs.reports import majority_report
+from shared.runs.reports import NOT_COMPUTED, majority_report
 
 TEACHING = ("smoke", "gpu")  # tiers that train their language model in the run
 

@@ -63,7 +63,9 @@ def test_steps_hours_and_bytes_by_hand():
     records = 738 * 20 * 1024
     assert computing == pytest.approx(records * 1e12 / (4 * 100e12 * 0.5) / 3600)
     assert reading == pytest.approx(records * 12 * 5000 * 2 / 2e9 / 3600)
-    assert plan.disk_gb(cfg)["packed pre-training signals"] == pytest.approx(93, abs=0.5)  # reference D1: about 93 GB
+    assert plan.disk_gb(cfg.n_samples)["packed pre-training signals"] == pytest.approx(
+        93, abs=0.5
+    )  # reference D1: about 93 GB
 
 
 def test_extraction_grows_with_unique_statements_only():

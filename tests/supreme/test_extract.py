@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -323,7 +324,8 @@ def test_precision_and_recall_by_hand(monkeypatch):
     unsure = np.zeros_like(truth)
     unsure[3, lvh] = True
     reports = ["LVH", "Possible LVH", "LVH", "LVH. RVH"]
-    table = agreement.compare(reports, truth, hashed, ExtractConfig(), unsure).set_index("finding")
+    said = partial(agreement.said, encode=hashed, cfg=ExtractConfig())
+    table = agreement.compare(reports, truth, said, unsure).set_index("finding")
     assert table.loc["lvh"].tolist() == [2, 0.5, 0.5, pytest.approx(2 / 3), 1]
     assert table.loc["rvh", "n"] == 0 and np.isnan(table.loc["rvh", "recall"]) and table.loc["rvh", "precision"] == 0
     assert table.loc["micro"].tolist() == table.loc["lvh"].tolist()  # what no record has is not pooled
