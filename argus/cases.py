@@ -28,7 +28,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
     texts = {label: t.set_index("id").prediction for label, t in tables.items() if len(t)}
     findings = drawn_findings(prepared)
     for source, rows in tables["Argus"].groupby("source", sort=False):
-        chosen = rows[[bool(spot(findings.get(i, []), (1, 1, 1), (1, 1, 1))[1]) for i in rows.id]]
+        chosen = rows[[bool(placed(findings.get(i, []))) for i in rows.id]]
         chosen = chosen if len(chosen) else rows
         for i, item in enumerate(chosen.drop_duplicates("reference").head(N_CASES).itertuples()):
             record = records.loc[item.id]
@@ -41,17 +41,21 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
             draw_case(path, hu, spacing_mm, at, item.reference, shown, title, bool(what), f"argus/{item.id}")
 
 
+def placed(findings: list[dict]) -> list[dict]:
+    """Those with a box on one side: the box of a finding on both is centred where it is not."""
+    return [f for f in findings if len(f["box"]) and f["side"] != "bilateral"]
+
+
 def spot(findings: list[dict], file_shape, shape) -> tuple[tuple[int, int, int], str]:
-    """(Voxel (z, y, x), words) of the middle of the smallest finding that has a box on one side; the middle of the
-    volume and "" where there is none. The box of a finding on both sides is centred where it is not.
+    """(Voxel (z, y, x), words) of the middle of the smallest finding that is `placed`; the middle of the volume and ""
+    where there is none.
 
     findings: of truth.parquet, boxes in voxels of the file, [D, H, W] file_shape; shape: of the volume at hand, which
     shows the whole file (geometry A).
     """
-    placed = [f for f in findings if len(f["box"]) and f["side"] != "bilateral"]
-    if not placed:
+    if not placed(findings):
         return tuple(n // 2 for n in shape), ""
-    finding = min(placed, key=lambda f: f["volume_mm3"])
+    finding = min(placed(findings), key=lambda f: f["volume_mm3"])
     ends = zip(finding["box"][:3], finding["box"][3:], file_shape, shape, strict=True)
     words = " ".join(str(finding[k]) for k in ("side", "place", "name") if finding[k]).replace("_", " ")
     return tuple(min(int((a + b) / 2 * n / m), n - 1) for a, b, m, n in ends), f"{words}, {finding['size_mm']:.0f} mm"
