@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from shared.ecg.codes import CSN_CONDITIONS, SCP_STATEMENTS
 from shared.ecg.record import LEADS
@@ -155,8 +154,6 @@ def _cinc(chunk: Simulated, i: int, number: int, root: Path) -> dict:
 _WRITERS = {"mimic-iv-ecg": _mimic, "ptb-xl": _ptbxl, "cpsc2018": _cinc, "chapman-shaoxing-ningbo": _cinc}
 
 
-# One thread: on several, sums differ in the last bit, and so did a microvolt here and there with the number of cores.
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def _write_chunk(job) -> list[dict]:
     """Draw one chunk and write its records; runs in a worker process."""
     profile, seed, number, n, fs_hz, root = job

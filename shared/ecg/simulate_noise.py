@@ -25,27 +25,27 @@ class NoiseLevels:
 
 
 def electrode_noise(n: int, n_samples: int, fs_hz: float, levels: NoiseLevels, rng) -> np.ndarray:
-    """Noise potentials, float32 [n, 9, n_samples] in mV; electrodes RA, LA, LL, V1..V6."""
-    t = np.arange(n_samples, dtype=np.float32) / np.float32(fs_hz)
-    noise = rng.standard_normal((n, 9, n_samples), dtype=np.float32)
+    """Noise potentials [n, 9, n_samples] in mV; electrodes RA, LA, LL, V1..V6."""
+    t = np.arange(n_samples) / fs_hz
+    white = rng.standard_normal((n, 9, n_samples), dtype=np.float32)
     # muscle: broad-band, so a 100 Hz file, low-pass filtered at 50 Hz, holds less of it
     share = np.sqrt(min(1.0, fs_hz / 300))
     muscle = levels.muscle_mv * share * np.exp(0.5 * rng.standard_normal((n, 1)) + 0.3 * rng.standard_normal((n, 9)))
-    noise *= muscle[:, :, None].astype(np.float32)
+    noise = white * muscle[:, :, None]
     basis = 2 * np.pi * np.outer(_WANDER_HZ, t)
-    basis = np.concatenate([np.sin(basis), np.cos(basis)]).astype(np.float32)  # [12, n_samples]
+    basis = np.concatenate([np.sin(basis), np.cos(basis)])  # [12, n_samples]
     weights = rng.standard_normal((n, 9, 12)) + rng.standard_normal((n, 1, 12))
     weights *= np.tile(1 / (1 + _WANDER_HZ / 0.2), 2) / 3.2
     weights *= levels.wander_mv * np.exp(0.7 * rng.standard_normal((n, 1, 1)))
-    noise += (weights.astype(np.float32).reshape(9 * n, 12) @ basis).reshape(noise.shape)
+    noise += (weights.reshape(9 * n, 12) @ basis).reshape(noise.shape)
     if levels.mains_hz < fs_hz / 2.2:
         mains = levels.mains_mv * np.exp(0.6 * rng.standard_normal((n, 1))) * rng.standard_normal((n, 9))
-        hum = np.sin(2 * np.pi * (levels.mains_hz * t + rng.random((n, 1)).astype(np.float32))).astype(np.float32)
-        noise += mains[:, :, None].astype(np.float32) * hum[:, None]
+        hum = np.sin(2 * np.pi * (levels.mains_hz * t + rng.random((n, 1))))
+        noise += mains[:, :, None] * hum[:, None]
     for i in np.flatnonzero(rng.random(n) < levels.motion_rate):
         electrode, at, width = rng.integers(9), rng.uniform(0, 10), rng.uniform(0.08, 0.35)
         bump = np.exp(-0.5 * ((t - at) / width) ** 2) * (1 - 1.4 * (t > at))
-        noise[i, electrode] += (rng.choice([-1, 1]) * rng.uniform(0.3, 0.9) * bump).astype(np.float32)
+        noise[i, electrode] += rng.choice([-1, 1]) * rng.uniform(0.3, 0.9) * bump
     return noise
 
 

@@ -117,17 +117,17 @@ def _place(times_s, waves: Waves, k: int, n_samples: int, fs_hz: float, antialia
     n = len(times_s)
     record, beat = np.nonzero(np.isfinite(times_s) & (times_s > -1.2) & (times_s < STRIP_S + 1.2))
     if not len(record):
-        return np.zeros((n, n_samples), np.float32)
-    centre = (times_s[record, beat] + waves.centre_s[record, k]).astype(np.float32)
+        return np.zeros((n, n_samples))
+    centre = times_s[record, beat] + waves.centre_s[record, k]
     # a narrow wave seen through the anti-aliasing filter: wider, and lower by as much
-    left = np.hypot(waves.left_s[record, k], antialias_s).astype(np.float32)
-    right = np.hypot(waves.right_s[record, k], antialias_s).astype(np.float32)
-    height = ((waves.left_s[record, k] + waves.right_s[record, k]) / (left + right)).astype(np.float32)
+    left = np.hypot(waves.left_s[record, k], antialias_s)
+    right = np.hypot(waves.right_s[record, k], antialias_s)
+    height = (waves.left_s[record, k] + waves.right_s[record, k]) / (left + right)
     reach = 1.6 if KERNELS[k] == "st" else 3.4
     first = np.ceil((centre - reach * left) * fs_hz).astype(np.int64)
     steps = np.arange(int(np.ceil(reach * (left + right).max() * fs_hz)) + 1)
     at = first[:, None] + steps  # [beats, window]
-    z = at.astype(np.float32) * np.float32(1 / fs_hz) - centre[:, None]
+    z = at / fs_hz - centre[:, None]
     z /= np.where(z < 0, left[:, None], right[:, None])
     z *= z
     if KERNELS[k] == "st":
@@ -135,13 +135,13 @@ def _place(times_s, waves: Waves, k: int, n_samples: int, fs_hz: float, antialia
     value = height[:, None] * np.exp(-0.5 * z)
     inside = (at >= 0) & (at < n_samples)
     flat = (record[:, None] * n_samples + at)[inside]
-    return np.bincount(flat, value[inside], n * n_samples).astype(np.float32).reshape(n, n_samples)
+    return np.bincount(flat, value[inside], n * n_samples).reshape(n, n_samples)
 
 
 def _atrial_activity(flags: Flags, beats: Beats, sources, fs_hz: float, rng) -> None:
     """Fill sources f1, f2 in place: fibrillatory waves (4-9 Hz, wandering) or the flutter sawtooth."""
     n, _, n_samples = sources.shape
-    t = np.arange(n_samples, dtype=np.float32) / np.float32(fs_hz)
+    t = np.arange(n_samples) / fs_hz
     phase, rate = rng.random((n, 4)) * 2 * np.pi, rng.uniform(4.8, 7.5, (n, 2))
     wobble, depth = rng.uniform(0.25, 0.9, (n, 2)), rng.uniform(1.0, 3.0, (n, 2))
     for i in np.flatnonzero(flags.has("atrial_fibrillation")):
@@ -155,9 +155,9 @@ def _atrial_activity(flags: Flags, beats: Beats, sources, fs_hz: float, rng) -> 
 
 
 def render(flags: Flags, patients: Patients, beats: Beats, waves: Waves, fs_hz: float, rng) -> np.ndarray:
-    """The 8 independent leads I, II, V1..V6 without noise: float32 [n, 8, STRIP_S * fs_hz] in mV."""
+    """The 8 independent leads I, II, V1..V6 without noise: [n, 8, STRIP_S * fs_hz] in mV."""
     n, n_samples = len(flags), round(STRIP_S * fs_hz)
-    sources = np.zeros((n, len(KERNELS), n_samples), np.float32)
+    sources = np.zeros((n, len(KERNELS), n_samples))
     used = np.abs(waves.dipole_mv).max(-1) + np.abs(waves.local_mv).max(-1) > 0  # [n, K]
     for k, name in enumerate(KERNELS[:-2]):
         times = getattr(beats, _BEAT_KIND.get(name, "qrs_s"))
@@ -169,4 +169,4 @@ def render(flags: Flags, patients: Patients, beats: Beats, waves: Waves, fs_hz: 
     strength = np.linalg.norm(waves.dipole_mv, axis=-1)  # [n, K]
     mixing = np.einsum("nlx,nkx->nlk", patients.torso, waves.dipole_mv) + waves.local_mv.transpose(0, 2, 1)
     mixing = mixing + patients.local * strength[:, None]
-    return np.matmul(mixing.astype(np.float32), sources)
+    return np.matmul(mixing, sources)
