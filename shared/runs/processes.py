@@ -4,6 +4,9 @@ A process contributes its share of a loss so that the MEAN over processes of los
 DeepSpeed take) equals one process with the joined batch.
 """
 
+import atexit
+import os
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -65,8 +68,20 @@ def one_thread(wanted: bool = True):
 
 
 def end_processes() -> None:
-    """Leave the process group together, if there is one: its threads must not outlive the interpreter, which would
-    abort, nor may a process leave while another still talks to it."""
+    """Leave the process group together, if there is one: the last act of a run. No process leaves while another still
+    talks to it."""
     if dist.is_available() and dist.is_initialized():
+        several = world() > 1
         dist.barrier()
         dist.destroy_process_group()
+        if several:
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End here, without taking the interpreter down: the threads of a group live on with all that refers to it (DDP, a
+    parameter under ZeRO-3), and one that drops its last tensor meanwhile aborts the process (PyTorch issue 190489)."""
+    if not hasattr(sys, "last_value"):  # an error that nobody caught keeps its exit code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_info
 from torch.nn import functional as F
 from two_ranks import two_ranks
 
+from shared.runs.engine import in_processes
 from shared.runs.processes import gather, one_thread, rank, world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,3 +88,25 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "they work on without a parent"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("fails", (False, True))
+def test_processes_end_without_taking_the_interpreter_down(tmp_path, monkeypatch, fails):
+    (tmp_path / "leaver.py").write_text(
+        "import atexit, pathlib, sys\n"
+        "import torch.distributed as dist\n"
+        "from shared.runs.processes import end_processes\n"
+        "atexit.register(pathlib.Path(sys.argv[1], 'torn-down').touch)\n"
+        "dist.init_process_group('gloo')\n"
+        "end_processes()\n"
+        "pathlib.Path(sys.argv[1], 'worked').touch()\n"
+        "assert sys.argv[2] == 'False'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    arguments = "leaver", [str(tmp_path), str(fails)], 2
+    if fails:  # an error after the end keeps its exit code
+        with pytest.raises(subprocess.CalledProcessError):
+            in_processes(*arguments)
+    else:
+        in_processes(*arguments)
+    assert (tmp_path / "worked").exists() and (tmp_path / "torn-down").exists() == fails
