@@ -9,8 +9,8 @@ from argus.manifest import SECTIONS
 from argus.scoring import LEFT_OUT, MEAN, SIZES, WITH_METEOR
 from shared.metrics import figures
 from shared.metrics.scorecard import load_claims
-from shared.runs.evidence import Control, Scored, claim_pairs, comparable, folder, gain, loss_logs, run_table
-from shared.runs.reports import level_table
+from shared.runs.evidence import Control, Scored, claim_pairs, comparable, folder, gain
+from shared.runs.tables import loss_logs, metric_table, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 NGRAMS = (*BLEU, "bleu_4_r2gen", "meteor", "rouge_l_f1", "cider_d", "bertscore_f1")
@@ -86,7 +86,7 @@ def quality_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
         "reports that cite an earlier examination or a date (no simulated report does); unfinished, of those that do "
         "not end with a sentence, as where generation was cut."
     )
-    table = level_table(scored, "quality", "Findings", rows, FINDINGS, note)
+    table = metric_table(scored, "quality", "Findings", rows, FINDINGS, note)
     table["columns"].append("distinct reports")
     for row in table["rows"]:
         n_distinct = [seed.prediction.nunique() for seed in scored[rows[row[0]]].tables]
@@ -104,7 +104,7 @@ def clinical_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
         "GREEN was trained on chest X-ray reports."
     )
     rows, title = some or dict(list(present.items())[:1]), "Clinical metrics of published models"
-    return level_table(scored, "clinical", title, rows, metrics, note)
+    return metric_table(scored, "clinical", title, rows, metrics, note)
 
 
 def source_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
@@ -113,7 +113,9 @@ def source_table(scored: dict[str, Scored], rows: dict[str, str]) -> dict:
     parts = [p for p in (*SECTIONS, MEAN) if any(f"finding_f1:{p}" in e.scores for e in present)]
     metrics = [m for name in ("finding_f1", HEADLINE, "bleu_4") for m in (name, *(f"{name}:{p}" for p in parts))]
     note = "Sources differ in length and style of their target, so a pooled n-gram score says little."
-    return level_table(scored, "sources", "Per source, pooled, and mean over sources", rows, metrics, note, absent=None)
+    return metric_table(
+        scored, "sources", "Per source, pooled, and mean over sources", rows, metrics, note, absent=None
+    )
 
 
 def mention_table(scored: dict[str, Scored]) -> dict:
@@ -159,7 +161,7 @@ def encoder_table(cfg: Config, scored: dict[str, Scored]) -> dict:
     """Levels by what the ViT was pre-trained with, the recipe's own last, and paired differences to random weights."""
     own = "supervised on further patients" if cfg.reproduce.encoders else "supervised"
     rows = {label: f"{name}@volume" for name, label in ENCODERS.items()} | {f"{own} (the recipe)": "argus@volume"}
-    table = level_table(scored, "encoders", "What the ViT was pre-trained with", rows, SHORT)
+    table = metric_table(scored, "encoders", "What the ViT was pre-trained with", rows, SHORT)
     table["columns"].append(f"{HEADLINE}, less that of random weights")
     for row in table["rows"]:
         pair = rows[row[0]], "from-random@volume"
@@ -174,7 +176,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     }
     found = [
         quality_table(scored, main),
-        level_table(scored, "ngrams", "N-grams", main, NGRAMS,
+        metric_table(scored, "ngrams", "N-grams", main, NGRAMS,
                     "The scores of `constant` show what overlap is worth without any finding. BLEU on lower-case text, "
                     "`_r2gen` without punctuation and list numbers; BERTScore needs `eval.bertscore`; METEOR, the "
                     f"slowest, is computed of {', '.join(WITH_METEOR)} only."),
@@ -202,7 +204,7 @@ def tables(cfg: Config, scored: dict[str, Scored], facts: dict) -> list[dict]:
     ):
         if sum(key in scored for key in rows.values()) > 1:
             table_id, title, *more = args
-            found.append(level_table(scored, table_id, title, rows, *more))
+            found.append(metric_table(scored, table_id, title, rows, *more))
     found += [token_table(scored, facts), run_table(facts, **{"truncated reports": "n_truncated"})]
     return [table for table in found if table["rows"]]
 

@@ -8,8 +8,9 @@ from kmerl.leads import CLINICAL_SETS
 from kmerl.predict import attend
 from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_losses
-from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
+from shared.runs.evidence import Control, Scored, describe, folder, run_folders
+from shared.runs.tables import level_table, levels, loss_logs, run_table
+from shared.runs.tasks import AUROC_NOTE, protocol_table, richest_record
 
 METHODS = {  # label -> key of `score_all` without the lead set; {} stands for it
     "K-MERL": "kmerl@{}",
@@ -68,9 +69,9 @@ def lead_set_table(scored: dict[str, Scored]) -> dict:
     rows = {}
     for label, pattern in METHODS.items():
         keys = {s: key_of(pattern, s) for s in (*PARTIAL, "partial", ALL_LEADS)}
-        rows[label] = {s: scored[k].level("auroc") for s, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {s: (k, "auroc") for s, k in keys.items()})
     columns = {s: s for s in PARTIAL} | {"partial": "mean of these", ALL_LEADS: ALL_LEADS}
-    return level_table("lead-sets", "Zero-shot with the clinical lead sets", columns, rows)
+    return level_table("lead-sets", "Zero-shot with the clinical lead sets", columns, rows, AUROC_NOTE)
 
 
 def task_table(scored: dict[str, Scored]) -> dict:
@@ -86,7 +87,7 @@ def task_table(scored: dict[str, Scored]) -> dict:
     labels |= {"K-MERL, labels as published": "as-published@12 leads"}
     for label, key in labels.items():
         if key in scored:
-            rows[label] = {m: scored[key].level(m) for m in scored[key].scores}
+            rows[label] = levels(scored, {m: (key, m) for m in scored[key].scores})
             columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in scored[key].scores}
     note = (
         AUROC_NOTE + " min10: over classes with at least 10 positives; seen, unseen: classes whose plain name, as the "
@@ -97,10 +98,12 @@ def task_table(scored: dict[str, Scored]) -> dict:
 
 def count_table(scored: dict[str, Scored]) -> dict:
     rows = {
-        label: {c: scored[k].level("auroc") for c, k in keys.items()} for label, keys in random_keys(scored).items()
+        label: levels(scored, {c: (k, "auroc") for c, k in keys.items()}) for label, keys in random_keys(scored).items()
     }
     columns = {c: str(c) for c in range(1, 12)} | {"mean": "mean of 1..11"}
-    return level_table("lead-counts", "Zero-shot with random sets of leads, by number of leads", columns, rows)
+    return level_table(
+        "lead-counts", "Zero-shot with random sets of leads, by number of leads", columns, rows, AUROC_NOTE
+    )
 
 
 def random_keys(scored: dict[str, Scored]) -> dict[str, dict]:
@@ -120,10 +123,9 @@ def random_keys(scored: dict[str, Scored]) -> dict[str, dict]:
 def ablation_table(scored: dict[str, Scored]) -> dict:
     rows = {}
     for label, name in ABLATIONS.items():
-        keys = {s: f"{name}@{s}" for s in ("I", "partial", ALL_LEADS)}
-        rows[label] = {s: scored[k].level("auroc") for s, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {s: (f"{name}@{s}", "auroc") for s in ("I", "partial", ALL_LEADS)})
     columns = {"I": "lead I", "partial": "partial leads", ALL_LEADS: ALL_LEADS}
-    return level_table("ablations", "Ablations, zero-shot", columns, rows)
+    return level_table("ablations", "Ablations, zero-shot", columns, rows, AUROC_NOTE)
 
 
 def supervised_table(scored: dict[str, Scored]) -> dict:
@@ -132,8 +134,7 @@ def supervised_table(scored: dict[str, Scored]) -> dict:
     names = {"K-MERL, zero-shot": "kmerl@{}", "MERL, zero-shot": "merl@{}/zero"}
     names |= {"supervised, lead tokens": "supervised@{}", "supervised, ResNet18": "supervised-resnet@{}/zero"}
     for label, pattern in names.items():
-        keys = {s: key_of(pattern, s) for s in ("I", "partial", ALL_LEADS)}
-        rows[label] = {s: scored[k].level(metric) for s, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {s: (key_of(pattern, s), metric) for s in ("I", "partial", ALL_LEADS)})
     if not any(key.startswith("supervised") for key in scored):
         rows = {}
     columns = {"I": "lead I", "partial": "partial leads", ALL_LEADS: ALL_LEADS}
@@ -147,9 +148,9 @@ def probe_table(scored: dict[str, Scored], cfg: Config) -> dict:
         for lead_set in (ALL_LEADS, "I"):
             keys = {r: f"probe-{name}@probe:{lead_set} {r:g}" for r in cfg.eval.probe.ratios}
             keys |= {r: f"probe-{name}@probe:{lead_set}/zero {r:g}" for r in keys if keys[r] not in scored}
-            rows[f"{label}, {lead_set}"] = {f"{r:g}": scored[k].level("auroc") for r, k in keys.items() if k in scored}
+            rows[f"{label}, {lead_set}"] = levels(scored, {f"{r:g}": (k, "auroc") for r, k in keys.items()})
     columns = {f"{r:g}": f"{100 * r:g} % of the labels" for r in cfg.eval.probe.ratios}
-    return level_table("probes", f"Linear probing, {cfg.eval.probe.protocol}", columns, rows)
+    return level_table("probes", f"Linear probing, {cfg.eval.probe.protocol}", columns, rows, AUROC_NOTE)
 
 
 def real_table(scored: dict[str, Scored]) -> dict:
@@ -159,16 +160,15 @@ def real_table(scored: dict[str, Scored]) -> dict:
     rows, data = {}, {}
     for label, (name, fill) in names.items():
         for run, kind in ((f"real-{name}", ""), (f"real-probe-{name}", "oof:")):
-            cells = {}
-            for lead_set in CLINICAL_SETS:
-                key = f"{run}@{kind}{lead_set}{fill if lead_set != ALL_LEADS else ''}"
-                if key in scored:
-                    cells[lead_set], data[kind] = scored[key].level("auroc"), describe(scored[key])
-            rows[f"{label}, {'probe (superclass)' if kind else 'zero-shot'}"] = cells
+            keys = {s: f"{run}@{kind}{s}{fill if s != ALL_LEADS else ''}" for s in CLINICAL_SETS}
+            for key in scored.keys() & keys.values():
+                data[kind] = describe(scored[key])
+            row = f"{label}, {'probe (superclass)' if kind else 'zero-shot'}"
+            rows[row] = levels(scored, {s: (key, "auroc") for s, key in keys.items()})
     note = (
         f"{AUROC_NOTE} Zero-shot ({data.get('', 'not run')}): mean over the four PTB-XL tasks, nothing tuned on real "
+        f"records. Probe ({data.get('oof:', 'not run')}): superclass. Encoders pre-trained on simulated records."
     )
-    note += f"records. Probe ({data.get('oof:', 'not run')}): superclass. Encoders pre-trained on simulated records."
     return level_table("real", "Real ECGs of PTB-XL", {s: s for s in CLINICAL_SETS}, rows, note)
 
 

@@ -9,8 +9,8 @@ from meit.instructions import FIXED_INSTRUCTION
 from meit.protocols import side_by_side
 from shared.metrics import figures
 from shared.metrics.text import document_frequencies
-from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, run_table
-from shared.runs.reports import level_table
+from shared.runs.evidence import Control, Scored, describe, folder
+from shared.runs.tables import loss_logs, metric_table, run_table
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE = ("rouge_1_f1", "rouge_2_f1", "rouge_l_coco")
@@ -34,9 +34,9 @@ def controls(scored: dict[str, Scored]) -> list[Control]:
 
 
 def quality_table(scored: dict[str, Scored], table_id: str, title: str, rows: dict[str, str], note: str = "") -> dict:
-    """`level_table` with those of QUALITY that the first entry has."""
+    """`metric_table` with those of QUALITY that the first entry has."""
     first = next(scored[key] for key in (*rows.values(), *scored) if key in scored)
-    return level_table(scored, table_id, title, rows, [m for m in QUALITY if first.has(m)], note)
+    return metric_table(scored, table_id, title, rows, [m for m in QUALITY if first.has(m)], note)
 
 
 def protocol_table(cfg: Config, scored: dict[str, Scored]) -> dict:

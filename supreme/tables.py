@@ -9,8 +9,9 @@ from shared.ecg.plot import draw_attention
 from shared.metrics.figures import draw_losses
 from shared.metrics.scorecard import dumps
 from shared.runs.config import data_root
-from shared.runs.evidence import Control, Scored, describe, folder, loss_logs, read_predictions, run_folders, run_table
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table, richest_record
+from shared.runs.evidence import Control, Scored, describe, folder, read_predictions, run_folders
+from shared.runs.tables import level_table, levels, loss_logs, run_table
+from shared.runs.tasks import AUROC_NOTE, protocol_table, richest_record
 from supreme.agreement import agreement, real_agreement
 from supreme.config import Config, parse
 from supreme.evaluate import setup
@@ -90,7 +91,7 @@ def method_table(cfg: Config, scored: dict[str, Scored], facts: dict) -> dict:
         keys = {"ecg": f"{name}@ecg"} | {r: f"{name}@probe:ecg {r}" for r in RATIOS}
         keys |= {r: f"probe-{name}@probe:ecg {r}" for r in RATIOS if keys[r] not in scored}
         keys |= {r: f"all-labels-{name}@probe:ecg {r}" for r in RATIOS if keys[r] not in scored}
-        rows[label] = {c: scored[k].level("auroc") for c, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {c: (k, "auroc") for c, k in keys.items()})
     columns = {"ecg": "zero-shot, or own head"} | {r: f"probe, {100 * float(r):g} % of the labels" for r in RATIOS}
     chosen = {r: chosen_essl(scored, r) for r in RATIOS}
     names = {name: label for label, name in METHODS.items()}
@@ -119,12 +120,11 @@ def task_table(scored: dict[str, Scored]) -> dict:
     for label, name in METHODS.items():
         key = f"{name}@ecg"
         if key in scored:
-            rows[label] = {m: scored[key].level(m) for m in scored[key].scores if m == "auroc" or ":" in m}
-            columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in rows[label]}
-            if "auroc_min10" in scored[key].scores:
-                rows[label]["auroc_min10"] = scored[key].level("auroc_min10")
-                columns["auroc_min10"] = "mean, classes with >= 10 positives"
-    return level_table("tasks", "Zero-shot per task", columns, rows)
+            metrics = [m for m in scored[key].scores if m == "auroc" or ":" in m]
+            rows[label] = levels(scored, {m: (key, m) for m in (*metrics, "auroc_min10")})
+            columns |= {m: m.removeprefix("auroc:").replace("auroc", "mean") for m in metrics}
+    columns["auroc_min10"] = "mean, classes with >= 10 positives"
+    return level_table("tasks", "Zero-shot per task", columns, rows, AUROC_NOTE)
 
 
 def kind_table(scored: dict[str, Scored]) -> dict:
@@ -137,8 +137,7 @@ def kind_table(scored: dict[str, Scored]) -> dict:
         "SuPreME, untrained": "random-init@ecg",
         "MERL's losses": "merl@ecg",
     }.items():
-        if key in scored:
-            rows[label] = {m: scored[key].level(m) for m in KINDS if m in scored[key].scores}
+        rows[label] = levels(scored, {m: (key, m) for m in KINDS})
     note = f"{AUROC_NOTE} Seen: the class's text is that of a training term of the run; related: of a parent, child or "
     note += (
         "sibling of one; held out: taken out of the labels; unseen: none of these, by name (its ECG may well be that "
@@ -150,12 +149,9 @@ def kind_table(scored: dict[str, Scored]) -> dict:
 
 
 def simple_table(scored: dict[str, Scored], table_id: str, title: str, names: dict[str, str]) -> dict:
-    rows = {
-        label: {m: scored[f"{n}@ecg"].level(m) for m in KINDS if m in scored[f"{n}@ecg"].scores}
-        for label, n in names.items()
-        if f"{n}@ecg" in scored
-    }
-    return level_table(table_id, title, KINDS, rows if len(rows) > 2 else {})
+    present = {label: f"{n}@ecg" for label, n in names.items() if f"{n}@ecg" in scored}
+    rows = {label: levels(scored, {m: (key, m) for m in KINDS}) for label, key in present.items()}
+    return level_table(table_id, title, KINDS, rows if len(rows) > 2 else {}, AUROC_NOTE)
 
 
 def real_table(scored: dict[str, Scored]) -> dict:
@@ -164,7 +160,7 @@ def real_table(scored: dict[str, Scored]) -> dict:
     for label, name in METHODS.items():
         short = "random" if name == "random-init" else name
         keys = {"zero": f"real-{short}@ecg", "oof": f"real-probe-{name}@oof:ecg"}
-        rows[label] = {c: scored[k].level("auroc") for c, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {c: (k, "auroc") for c, k in keys.items()})
         data |= {c: describe(scored[k]) for c, k in keys.items() if k in scored}
     columns = {"zero": "zero-shot, four tasks", "oof": "probe, superclass"}
     note = (

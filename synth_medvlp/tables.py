@@ -8,8 +8,9 @@ import numpy as np
 from shared.metrics.figures import draw_losses
 from shared.metrics.interval import Statistic, difference
 from shared.metrics.six_tasks import average
-from shared.runs.evidence import Control, Scored, comparable, folder, gain, loss_logs, paired, run_table, same_records
-from shared.runs.tasks import AUROC_NOTE, level_table, protocol_table
+from shared.runs.evidence import Control, Scored, folder, paired, same_records
+from shared.runs.tables import SEEDS, gains, level_table, levels, loss_logs, run_table
+from shared.runs.tasks import AUROC_NOTE, protocol_table
 from synth_medvlp import figures
 from synth_medvlp.classes import MIN10, correlations, per_class
 from synth_medvlp.config import Config
@@ -105,8 +106,9 @@ def zero_shot_table(scored: dict[str, Scored]) -> dict:
     for label, name in METHODS.items():
         entry = scored.get(f"{name}@image")
         if entry:
-            rows[label] = {m: entry.level(m) for m in entry.scores if m in MEANS or m.startswith("auroc:")}
-            columns |= {m: m.removeprefix("auroc:") for m in rows[label] if m not in MEANS}
+            tasks = [m for m in entry.scores if m.startswith("auroc:")]
+            rows[label] = levels(scored, {m: (f"{name}@image", m) for m in (*MEANS, *tasks)})
+            columns |= {m: m.removeprefix("auroc:") for m in tasks}
     return level_table("zero-shot", "Zero-shot classification", columns, rows, MEANS_NOTE)
 
 
@@ -171,7 +173,7 @@ def regime_table(scored: dict[str, Scored]) -> dict:
     rows = {}
     for label, (metric, key) in protocols(scored).items():
         pairs = {d: [key.format(side) for side in sides] for d, sides in DIFFERENCES.items()}
-        rows[label] = {d: gain(scored, metric, *sides) for d, sides in pairs.items() if comparable(scored, *sides)}
+        rows[label] = gains(scored, pairs, metric)
     note = "AUROC but where Dice is said; [95 % interval over patients and seeds], before any correction."
     return level_table("regimes", "Differences of the regimes", {d: d for d in DIFFERENCES}, rows, note)
 
@@ -181,11 +183,8 @@ def stage_table(scored: dict[str, Scored]) -> dict:
     halves = {"real-text-impression@image": "real-of-text@image", "real-image@image": "real-of-image@image"}
     for label, name in STAGES.items():
         key = f"{name}@image"
-        if key in scored:
-            rows[label] = {HEADLINE: scored[key].level(HEADLINE)}
-            rows[label] |= {o: gain(scored, HEADLINE, key, o) for o in of if o != key and comparable(scored, key, o)}
-            own = halves.get(key, "")
-            rows[label] |= {"half": gain(scored, HEADLINE, key, own)} if comparable(scored, key, own) else {}
+        sides = {o: (key, o) for o in of if o != key} | {"half": (key, halves.get(key, ""))}
+        rows[label] = gains(scored, sides, HEADLINE) | levels(scored, {HEADLINE: (key, HEADLINE)})
     columns = {HEADLINE: MEANS[HEADLINE]} | of | {"half": "minus the real pairs of the same records"}
     return level_table("stages", "What each stage buys: zero-shot, ConVIRT", columns, rows, MEANS_NOTE)
 
@@ -194,9 +193,10 @@ def world_table(scored: dict[str, Scored]) -> dict:
     """The regimes in worlds with other defects, and with a generator that saw other patients."""
     rows = {}
     for prefix, label in WORLDS.items():
-        names = {r: f"{prefix}-{r}@image" if prefix else f"{r}@image" for r in REGIMES.values()}
-        rows[label] = {r: scored[key].level(HEADLINE) for r, key in names.items() if key in scored}
-    return level_table("worlds", "Real, synthetic and mixed pairs by world", {v: k for k, v in REGIMES.items()}, rows)
+        keys = {r: f"{prefix}-{r}@image" if prefix else f"{r}@image" for r in REGIMES.values()}
+        rows[label] = levels(scored, {r: (key, HEADLINE) for r, key in keys.items()})
+    columns = {v: k for k, v in REGIMES.items()}
+    return level_table("worlds", "Real, synthetic and mixed pairs by world", columns, rows, AUROC_NOTE)
 
 
 def prompt_table(scored: dict[str, Scored]) -> dict:
@@ -212,11 +212,9 @@ def prompt_table(scored: dict[str, Scored]) -> dict:
     for metric, of in {HEADLINE: "", "auroc:rsna": ", RSNA alone"}.items():
         for label, name in REGIMES.items():
             keys = {c: f"{name if c == 'image' else 'prompts-' + name}@{c}" for c in columns}
-            found = {c: scored[k] for c, k in keys.items() if k in scored and metric in scored[k].scores}
-            rows[label + of] = {c: entry.level(metric) for c, entry in found.items()}
-    return level_table(
-        "prompts", "Zero-shot by prompt, ConVIRT", columns, rows if any(len(r) > 1 for r in rows.values()) else {}
-    )
+            rows[label + of] = levels(scored, {c: (k, metric) for c, k in keys.items()})
+    asked = any(key.startswith("prompts-") for key in scored)
+    return level_table("prompts", "Zero-shot by prompt, ConVIRT", columns, rows if asked else {}, AUROC_NOTE)
 
 
 def tuned_table(scored: dict[str, Scored], facts: dict, kind: str, title: str) -> dict:
@@ -225,7 +223,7 @@ def tuned_table(scored: dict[str, Scored], facts: dict, kind: str, title: str) -
     ratios = {k.rsplit(" ", 1)[1] for k in scored if f"@{kind}:image " in k and "#" not in k}
     for label, name in METHODS.items():
         keys = {r: f"{kind}-{name}@{kind}:image {r}" for r in sorted(ratios, key=float)}
-        rows[label] = {r: scored[k].level(HEADLINE) for r, k in keys.items() if k in scored}
+        rows[label] = levels(scored, {r: (k, HEADLINE) for r, k in keys.items()})
         sets = next((headline_sets(scored[k], facts) for k in keys.values() if k in scored), sets)
     columns = {r: f"{100 * float(r):g} % of the labels" for r in sorted(ratios, key=float)}
     note = AUROC_NOTE.replace("mean over tasks", f"mean over {len(sets)} headline sets ({', '.join(sets)})")
@@ -236,10 +234,11 @@ def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str,
     rows = {}
     for label, key in of.items():
         if key in scored:
-            rows[label] = {m: scored[key].level(m) for m in MASKS if m in scored[key].scores}
+            rows[label] = levels(scored, {m: (key, m) for m in MASKS if m in scored[key].scores})
     note = "Mean over RSNA, SIIM and COVID Rural; over images with a mask unless said; [95 % interval]."
     if WHOLE_IMAGE in rows:  # the same constant map, thresholded and pointed at
         rows[RANDOM_PIXEL] = {m: rows[WHOLE_IMAGE].pop(m) for m in ("pointing", "pixel_auprc")}
+        rows[RANDOM_PIXEL][SEEDS] = rows[WHOLE_IMAGE][SEEDS]
         note += " A random pixel: the hits and the AUPRC to be expected of it, the share of the image in the mask."
     return level_table(prefix, title, MASKS, rows, note)
 

@@ -298,18 +298,3 @@ def write_reproduction(paper: Paper, cfg: RunConfig, claims: list[dict]) -> Path
     cards = {t: Path(cfg.results) / paper.name / t / "scorecard.json" for t in shown}
     file.write_text(render(paper.name, claims, {t: scorecard.read(p) for t, p in cards.items() if p.exists()}))
     return file
-
-
-def loss_logs(cfg: RunConfig, facts: dict, runs: dict[str, str]) -> dict[str, list]:
-    """Label -> one log of (step, loss) per seed of the tier, where all are there. runs: label -> experiment."""
-    logs = {label: [facts["runs"].get(f"{name}/seed{s}", {}).get("loss") for s in cfg.reproduce.seeds]
-            for label, name in runs.items()}  # fmt: skip
-    return {label: seeds for label, seeds in logs.items() if all(seeds)}
-
-
-def run_table(facts: dict, **extra: str) -> dict:
-    """The runs behind the numbers. extra: column heading -> key of a run's facts, for what the paper adds."""
-    columns = {"commit": "commit", "parameters": "parameters", "trained": "trainable", "steps": "steps",
-               "train s": "train_s", "samples/s": "samples_per_s", "evaluation s": "evaluation_s"} | extra  # fmt: skip
-    rows = [[name, *(run.get(k) for k in columns.values())] for name, run in sorted(facts["runs"].items())]
-    return {"id": "runs", "title": "Runs", "columns": ["run", *columns], "rows": rows}

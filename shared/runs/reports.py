@@ -13,7 +13,6 @@ from shared.runs.evaluation import entries, in_parts
 from shared.runs.evidence import Scored, add_seed
 
 CHUNK = 256  # records per part file
-NOT_COMPUTED = "not computed"
 
 
 def majority_report(reports: Sequence[str]) -> str:
@@ -55,27 +54,6 @@ def shown(metrics: dict[str, dict], kind: str) -> str:
     """Its first metrics in words."""
     found = metrics.get(kind, {})
     return ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("finding_f1", "bleu_4") if name in found)
-
-
-def level_table(
-    scored: dict[str, Scored],
-    table_id: str,
-    title: str,
-    rows: dict[str, str],
-    metrics: Sequence[str],
-    note: str = "",
-    absent: str | None = NOT_COMPUTED,
-) -> dict:
-    """Levels of several entries: label -> key of `score_all`. Columns carry the name of the variant that ran; absent:
-    what is shown of a metric that an entry has not."""
-    present = {label: scored[key] for label, key in rows.items() if key in scored}
-    names = [next((e.metric(m)[0].name for e in present.values() if e.has(m)), m) for m in metrics]
-    body = [[label, *(list(e.level(m)) if e.has(m) else absent for m in metrics)] for label, e in present.items()]
-    if len({len(e.seeds) for e in present.values()}) > 1:  # fewer seeds, wider intervals: not to be read as the run's
-        body = [[row[0], len(e.seeds), *row[1:]] for row, e in zip(body, present.values(), strict=True)]
-        names = ["seeds", *names]
-    table = {"id": table_id, "title": title, "columns": ["run", *names], "rows": body}
-    return table | ({"note": note} if note else {})
 
 
 def add_runs(

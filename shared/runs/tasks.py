@@ -254,14 +254,6 @@ def mean_of(entries: list[Scored]) -> Scored:
 AUROC_NOTE = "AUROC, macro over classes, mean over tasks, x 1; [95 % interval over patients and seeds]."
 
 
-def level_table(table_id: str, title: str, columns: dict[str, str], rows: dict[str, dict[str, tuple]], note="") -> dict:
-    """rows: label -> {column key -> level}; columns: key -> heading. Absent cells are None."""
-    shown = {k: h for k, h in columns.items() if any(k in cells for cells in rows.values())}
-    body = [[label, *(list(cells[k]) if k in cells else None for k in shown)] for label, cells in rows.items() if cells]
-    columns = ["model", *shown.values()]
-    return {"id": table_id, "title": title, "columns": columns, "rows": body, "note": note or AUROC_NOTE}
-
-
 def richest_record(run: Path, evaluation: TaskEvaluation) -> tuple[str, str, np.ndarray, list[int]]:
     """Test record of the first data set with the most findings: data set, id, signals [12, n_samples] in mV, and slots
     of its classes."""

@@ -23,7 +23,8 @@ from shared.metrics.ct_findings import asserted
 from shared.metrics.scorecard import load_claims
 from shared.runs.engine import claim_experiments, experiments_for, run_arguments
 from shared.runs.evidence import compare, folder, score, seeds_of
-from shared.runs.reports import NOT_COMPUTED, majority_report
+from shared.runs.reports import majority_report
+from shared.runs.tables import NOT_COMPUTED
 
 TEACHING = ("smoke", "gpu")  # tiers that train their language model in the run
 
