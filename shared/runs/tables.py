@@ -11,11 +11,10 @@ SEEDS = "seeds"  # column of a table of levels
 
 def levels(scored: dict[str, Scored], cells: dict[str, tuple[str, str]]) -> dict:
     """One row of `level_table`: column -> level of (key of `score_all`, metric), where it was scored."""
-    found = {
-        c: (scored[key], metric) for c, (key, metric) in cells.items() if key in scored and scored[key].has(metric)
-    }
-    seeds = {len(entry.seeds) for entry, _ in found.values()} - {0}  # of a score that no run made
-    return {c: entry.level(metric) for c, (entry, metric) in found.items()} | ({SEEDS: seeds} if found else {})
+    there = {c: (scored[key], metric) for c, (key, metric) in cells.items() if key in scored}
+    seeds = {len(entry.seeds) for entry, _ in there.values()} - {0}  # of a score that no run made
+    found = {c: entry.level(metric) for c, (entry, metric) in there.items() if entry.has(metric)}
+    return found | ({SEEDS: seeds} if there else {})
 
 
 def gains(scored: dict[str, Scored], cells: dict[str, tuple[str, str]], metric: str) -> dict:
@@ -34,10 +33,12 @@ def level_table(
     of: str = "model",
     absent: str | None = None,
 ) -> dict:
-    """rows: label -> a row of `levels` or `gains`, left out where empty; columns: key -> heading, left out where no row
-    has it, unless `absent` says what to show in its place. How many seeds are behind a row is shown where rows differ:
-    with fewer an interval is wider. of: what a row stands for."""
-    rows = {label: dict(cells) for label, cells in rows.items() if cells}
+    """rows: label -> a row of `levels` or `gains`; columns: key -> heading. A row or column without a cell is left out,
+    unless `absent` says what to show in its place. How many seeds are behind a row is shown where rows differ: with
+    fewer an interval is wider. of: what a row stands for."""
+    rows = {
+        label: dict(cells) for label, cells in rows.items() if cells.keys() > {SEEDS} or (cells and absent is not None)
+    }
     seeds = {label: cells.pop(SEEDS) for label, cells in rows.items()}
     shown = {k: h for k, h in columns.items() if absent is not None or any(k in cells for cells in rows.values())}
     body = [[label, *(list(cells[k]) if k in cells else absent for k in shown)] for label, cells in rows.items()]

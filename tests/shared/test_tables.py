@@ -61,3 +61,6 @@ def test_metrics_are_headed_by_their_variant_and_never_0(scored):
     assert table["columns"] == ["run", "seeds", "auroc_v", "f1_v", "bleu"]
     assert [row[0] for row in table["rows"]] == ["A", "B"]
     assert table["rows"][1][3:] == [NOT_COMPUTED, NOT_COMPUTED] and table["rows"][0][4] == NOT_COMPUTED
+    nothing = metric_table(scored, "id", "Title", {"B": "b@x"}, ["bleu"])
+    assert nothing["rows"] == [["B", NOT_COMPUTED]], "said, not left out"
+    assert metric_table(scored, "id", "Title", {"B": "b@x"}, ["bleu"], absent=None)["rows"] == []
