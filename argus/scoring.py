@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from shared.metrics.ct_findings_validation import validated_findings
 from shared.metrics.findings import F1, ratio
 from shared.metrics.interval import Scores, mean_scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
-from shared.runs.evidence import Scored, folder, read_predictions
+from shared.runs.evidence import Scored, folder, read_predictions, runs_of
 from shared.runs.reports import add_runs, distinct, select
 
 SIZES = ("small", "medium", "large")  # thirds of the sizes that a finding has in the test set
@@ -79,7 +80,7 @@ def score_table(
     unfinished = [float(not text.rstrip().endswith((".", "!", "?"))) for text in predictions]
     scores["unfinished"] = mean_scores("unfinished", 1, unfinished)
     if bertscore:
-        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True)
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=not Path(bertscore).is_dir())
     scores = {name: select(s, rows) for name, s in scores.items()}
     return scores | size_scores(table) | source_scores(scores, table.source.to_numpy())
 
@@ -149,12 +150,10 @@ def size_scores(table: pd.DataFrame) -> dict[str, Scores]:
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder that predicted something. facts: runs.json."""
     groups: dict[tuple, list[tuple[str, int, pd.DataFrame]]] = {}  # what is on the same test records, scored together
-    for run in sorted(facts["runs"]):
-        name, seed = run.rsplit("/seed", 1)
-        for kind, table in read_predictions(cfg, name, int(seed)).groupby("input", sort=False):
+    for name, seed, run in runs_of(facts):
+        for kind, table in read_predictions(cfg, name, seed).groupby("input", sort=False):
             meteor = name in cfg.reproduce.headline and kind in WITH_METEOR
-            group = facts["runs"][run]["records_hash"], meteor
-            groups.setdefault(group, []).append((name, int(seed), table))
+            groups.setdefault((run["records_hash"], meteor), []).append((name, seed, table))
     if not groups:
         raise SystemExit(f"{folder(cfg)}: nothing to score; run `make reproduce-argus TIER={cfg.tier}` first")
 

@@ -48,8 +48,8 @@ SAMPLE_PICTURES = ("case-", "attention", "maps")  # figures that show test sampl
 COMPARED = {
     "meit": {
         "meit": [("meit", "ecg", "MEIT"), ("llava", "ecg", "LLaVA-style"), ("flamingo", "ecg", "Flamingo-style"),
-                 ("meit", "shuffle", "MEIT, another patient's ECG")],
-        "real-ptb-xl": [("real-ptb-xl", "ecg", "MEIT"), ("real-ptb-xl", "shuffle", "MEIT, another patient's ECG")],
+                 ("meit", "shuffle", "MEIT, another record's ECG")],
+        "real-ptb-xl": [("real-ptb-xl", "ecg", "MEIT"), ("real-ptb-xl", "shuffle", "MEIT, another record's ECG")],
     },
     "kmerl": {"kmerl": [("kmerl", "12 leads", "K-MERL, 12 leads"), ("kmerl", "I+II", "K-MERL, leads I and II"),
                         ("merl", "12 leads", "MERL, 12 leads")]},

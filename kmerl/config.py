@@ -4,7 +4,7 @@
 README lists the values that the paper leaves unknown.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from kmerl.extract import ExtractConfig
@@ -69,8 +69,10 @@ class Config(RunConfig):
         return [self.train.init]
 
     def decisive(self) -> dict:
+        e = self.eval
         shared = {k: getattr(self.reproduce, k) for k in ("seeds", "overrides")}
-        return shared | {"tasks": self.eval.tasks, "simulate": vars(self.eval.simulate or SimulateConfig(0, 0, 0))}
+        shared |= {k: getattr(e, k) for k in ("tasks", "variant", "prompts", "n_random_sets", "all_records")}
+        return shared | {"probe": asdict(e.probe), "simulate": vars(e.simulate or SimulateConfig(0, 0, 0))}
 
 
 def parse(args: list[str] | None = None) -> Config:

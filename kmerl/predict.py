@@ -16,7 +16,7 @@ from kmerl.baselines import load
 from kmerl.config import parse
 from kmerl.leads import lead_mask
 from kmerl.prep import prepare, text_encoder
-from shared.ecg.decode import resampled
+from shared.ecg.decode import whole_patches
 from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS
 from shared.ecg.wfdb_io import read_file
@@ -61,12 +61,14 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     with refusals(parser):
         if getattr(model, "query_network", None) is None or model.cfg.method != "kmerl" or model.cfg.tokens != "lead":
             raise ValueError(f"{options.checkpoint}: no K-MERL with lead tokens and query network; take such a run")
+        if not names:
+            raise ValueError("--classes names no condition")
         lead_mask(leads)
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, leads)
-    data = prepare(cfg)
-    reports = data.records.store.records.report.iloc[data.rows].tolist()
-    vectors = torch.from_numpy(text_encoder(cfg, reports)(names))
-    signal_mv = resampled(signal_mv, fs_hz, cfg.data.fs_hz)[:, : cfg.n_samples]
+        signal_mv = whole_patches(signal_mv, fs_hz, cfg.data.fs_hz, cfg.n_samples, model.step_samples)
+        data = prepare(cfg)
+        reports = data.records.store.records.report.iloc[data.rows].tolist()
+        vectors = torch.from_numpy(text_encoder(cfg, reports)(names))
     found, segment_s = attend(model, signal_mv, vectors, names, leads, cfg.data.fs_hz)
     draw_attention(options.out, signal_mv, cfg.data.fs_hz, found, segment_s, leads, title=options.record.stem)
     for name, (score, _) in found.items():

@@ -1,7 +1,7 @@
 """Official layouts -> what training and evaluation read: `python -m kmerl.prep --config kmerl/configs/laptop.yaml`.
 
 Pre-training: packed store, split, entity labels and one vector per distinct report. Downstream: the stores and labels
-of the six tasks. Everything is cached; a second call returns at once.
+of the six tasks. What was packed, read and embedded is kept; labels are put together again.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ def draw_cases(cfg: Config, names: list[str]) -> None:
         for other, label in others.items():
             table = read_predictions(cfg, other, cfg.reproduce.seeds[0])
             tables[label] = table[table.input == "ecg"]
-        tables["MEIT, another patient's ECG"] = main[main.input == "shuffle"]
+        tables["MEIT, another record's ECG"] = main[main.input == "shuffle"]
         shown = tables["MEIT"].drop_duplicates("reference").head(N_CASES)
         for i, item in enumerate(shown.itertuples()):
             texts = {label: t.set_index("id").prediction[item.id] for label, t in tables.items()}

@@ -55,6 +55,10 @@ class EvalConfig:
     judge_model: str | None = None
     n_boot: int = 1000
 
+    def __post_init__(self):
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("eval.judge_url and eval.judge_model belong together: give both or neither")
+
 
 @dataclass
 class ReproduceConfig(RunReproduceConfig):

@@ -26,7 +26,7 @@ from meit.data import (
 from meit.judge import judge_reports
 from meit.model import MeitModel
 from meit.prep import Prepared, prepare
-from meit.scoring import score_table
+from meit.scoring import rated, score_table
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, evaluated, keep, rank, weights_of
 from shared.runs.facts import commit
@@ -150,7 +150,8 @@ def main(args: list[str] | None = None) -> Path:
         table = table.merge(ratings.drop(columns="error").assign(input="ecg"), how="left", on=["id", "input"])
     train_reports = prepared.records("train").report.map(clean_report)
     wanted = (cfg.eval.metrics, cfg.eval.bertscore, cfg.eval.bertscore_layer)
-    metrics = summary_of(table, score_table(table.assign(fold=0), [train_reports.tolist()], *wanted), cfg.eval.n_boot)
+    scores = score_table(table.assign(fold=0), [train_reports.tolist()], *wanted) | rated(table)
+    metrics = summary_of(table, scores, cfg.eval.n_boot)
     summary = identity | {"source": prepared.source, "data_hash": prepared.data_hash}
     summary |= {"commit": commit(), "metrics": metrics} | ({"attention": attended} if attended else {})
     summary["wall_s"] = round(time.perf_counter() - start, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from shared.metrics.findings import finding_scores
 from shared.metrics.findings_validation import validated_findings
 from shared.metrics.interval import Scores
 from shared.metrics.text import DEFAULT_METRICS, bert_scores, document_frequencies, score_texts
-from shared.runs.evidence import Scored, folder, read_predictions, seeds_of
+from shared.runs.evidence import Scored, folder, read_predictions, runs_of
 from shared.runs.reports import add_runs, distinct, select
 
 
@@ -37,9 +38,13 @@ def score_table(
     if "cider_d" in metrics:
         scores["cider_d"] = cider(pairs, train_reports)
     if bertscore:
-        scores |= bert_scores(references, predictions, bertscore, layer, rescale=True)
-    scores = {name: select(s, rows) for name, s in scores.items()}
-    return scores | (judge_scores(table) if CRITERIA[0] in table else {})
+        scores |= bert_scores(references, predictions, bertscore, layer, rescale=not Path(bertscore).is_dir())
+    return {name: select(s, rows) for name, s in scores.items()}
+
+
+def rated(table: pd.DataFrame) -> dict[str, Scores]:
+    """Scores of the judge, where one rated any of these rows."""
+    return judge_scores(table) if CRITERIA[0] in table and table[CRITERIA[0]].notna().any() else {}
 
 
 def cider(pairs: pd.DataFrame, train_reports: Sequence[Sequence[str]]) -> Scores:
@@ -54,19 +59,14 @@ def cider(pairs: pd.DataFrame, train_reports: Sequence[Sequence[str]]) -> Scores
 
 def score_all(cfg: Config, facts: dict) -> dict[str, Scored]:
     """`name@input` -> Scored, for every experiment in the results folder. facts: `runs.json`."""
-    files = folder(cfg) / "predictions"
-    names = sorted(f.name.removesuffix("-train-reports.parquet") for f in files.glob("*-train-reports.parquet"))
-    if not names:
-        raise SystemExit(f"{files}: nothing to score; run `make reproduce-meit TIER={cfg.tier}` first")
-    reports = {n: pd.read_parquet(files / f"{n}-train-reports.parquet") for n in names}
-    groups: dict[tuple, list[str]] = {}  # experiments with the same training reports are scored together
-    for name in names:
-        groups.setdefault(tuple(reports[name].itertuples(index=False, name=None)), []).append(name)
+    groups: dict[tuple, list[tuple[str, int, pd.DataFrame]]] = {}  # what has the same training reports, scored together
+    for name, seed, _ in runs_of(facts):
+        reports = pd.read_parquet(folder(cfg) / "predictions" / f"{name}-train-reports.parquet")
+        per_fold = tuple(reports.groupby("fold").report.agg(tuple))
+        groups.setdefault(per_fold, []).append((name, seed, read_predictions(cfg, name, seed)))
     scored: dict[str, Scored] = {}
-    for group in groups.values():
-        tables = [(n, s, read_predictions(cfg, n, s)) for n in group for s in seeds_of(facts, n)]
-        everything = pd.concat([t for _, _, t in tables], ignore_index=True)
-        per_fold = reports[group[0]].groupby("fold").report.agg(list).tolist()
+    for per_fold, tables in groups.items():
+        everything = pd.concat([table for _, _, table in tables], ignore_index=True)
         scores = score_table(everything, per_fold, bertscore=cfg.eval.bertscore, layer=cfg.eval.bertscore_layer)
-        add_runs(scored, tables, scores, facts, "data_hash", len(per_fold))
+        add_runs(scored, tables, scores, facts, "data_hash", len(per_fold), more=rated)
     return scored

@@ -73,10 +73,10 @@ class Config(RunConfig):
         return round(self.data.fs_hz * self.data.seconds)
 
     def decisive(self) -> dict:
+        e = self.eval
         shared = {k: getattr(self.reproduce, k) for k in ("seeds", "overrides")}
-        shared |= {"tasks": self.eval.tasks, "variant": self.eval.variant, "texts": self.eval.texts}
-        shared |= {"probe": asdict(self.eval.probe)}
-        return shared | {"simulate": vars(self.eval.simulate or SimulateConfig(0, 0, 0))}
+        shared |= {k: getattr(e, k) for k in ("tasks", "variant", "texts", "all_records")}
+        return shared | {"probe": asdict(e.probe), "simulate": vars(e.simulate or SimulateConfig(0, 0, 0))}
 
 
 def parse(args: list[str] | None = None) -> Config:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from shared.ecg.decode import resampled
+from shared.ecg.decode import whole_patches
 from shared.ecg.plot import draw_attention
 from shared.ecg.record import LEADS
 from shared.ecg.tasks import TASKS
@@ -67,11 +67,11 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         if not isinstance(model, SupremeModel) or model.cfg.encoder != "vit" or model.cfg.head != "cfn":
             raise ValueError(f"{options.checkpoint}: no SuPreME with lead tokens and fusion network; take such a run")
         signal_mv, fs_hz = read_file(options.record, options.fs_hz, LEADS)
-    names = vocabulary_of(options.vocabulary, cfg)
-    if not names:
-        parser.error("--vocabulary names no condition")
-    signal_mv = resampled(signal_mv, fs_hz, cfg.data.fs_hz)[:, : cfg.n_samples]
-    queries = torch.from_numpy(text_encoder(cfg)(names))
+        signal_mv = whole_patches(signal_mv, fs_hz, cfg.data.fs_hz, cfg.n_samples, model.step_samples)
+        names = vocabulary_of(options.vocabulary, cfg)
+        if not names:
+            raise ValueError("--vocabulary names no condition")
+        queries = torch.from_numpy(text_encoder(cfg)(names))
     found, segment_s = attend(model, signal_mv, queries, names, cfg.data.fs_hz)
     best = sorted(found, key=lambda name: -found[name][0])
     for name in best[: options.top]:

@@ -18,9 +18,8 @@ import pandas as pd
 import torch
 from transformers.utils import logging
 
-from shared.metrics.classification import usable_classes
 from shared.metrics.segmentation import metrics_of_rows
-from shared.metrics.six_tasks import best_f1_thresholds, items_of, metrics_of, task_metrics
+from shared.metrics.six_tasks import metrics_of
 from shared.runs.config import hash_of
 from shared.runs.evaluation import checkpoint_of, device, entries, evaluated, keep, rank
 from shared.runs.facts import commit
@@ -160,32 +159,6 @@ def summary_of_masks(table: pd.DataFrame, n_boot: int) -> dict[str, dict]:
     return found
 
 
-def protocols(table: pd.DataFrame, labels: pd.DataFrame) -> dict[str, dict]:
-    """Task -> F1 and accuracy of the zero-shot input with thresholds from the TEST part (as published) and from
-    validation, where image~val was scored; balanced accuracy by the latter."""
-    if not {"image", "image~val"} <= set(table.input):
-        return {}
-    _, _, test = items_of(table[table.input == "image"], labels)
-    _, _, val = items_of(table[table.input == "image~val"], labels)
-    found = {}
-    for task, (_, y, s) in test.items():
-        published, info = task_metrics(y, s, "as_published")
-        corrected, _ = task_metrics(y, s, "corrected", val[task][1:] if task in val else None)
-        found[task] = {key: metric.value for key, metric in (published | corrected).items()}
-        if task in val:
-            found[task]["balanced_accuracy"] = balanced_accuracy(y, s, best_f1_thresholds(*val[task][1:]))
-        found[task] |= {"n": len(y), "classes": len(info["classes"])}
-    return found
-
-
-def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) -> float:
-    """Mean over classes that have a threshold, positives and negatives of (sensitivity + specificity) / 2."""
-    kept = [c for c in usable_classes(labels)[0] if np.isfinite(thresholds[c])]
-    called, y = scores[:, kept] >= thresholds[kept], labels[:, kept].astype(bool)
-    rates = [(c[t].mean() + (~c[~t]).mean()) / 2 for c, t in zip(called.T, y.T, strict=True)]
-    return float(np.mean(rates)) if rates else float("nan")
-
-
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
@@ -252,14 +225,14 @@ def main(args: list[str] | None = None) -> Path:
     labels = labels_table(evaluation.downstream)
     kinds = class_kinds(evaluation.downstream)
     releases = [*evaluation.downstream.values(), *evaluation.masked.values()]
-    summary = identity | {"source": releases[0].source, "data_hash": data_hash, "commit": commit(), "kinds": kinds}
+    source = " + ".join(dict.fromkeys(release.source for release in releases))
+    summary = identity | {"source": source, "data_hash": data_hash, "commit": commit(), "kinds": kinds}
     tasks = [task for release in evaluation.downstream.values() for task in release.tasks.values()]
     summary["classes"] = {task.name: list(task.classes) for task in tasks}
     summary |= {"masks_hash": downstream_hash(evaluation.masked), "absent": absent, "left_out": left_out(releases)}
     (cfg.run_dir / "prompts.json").write_text(json.dumps(prompts_used(evaluation), indent=1))
     summary["metrics"] = summary_of(table, labels, kinds, cfg.eval.n_boot)
     summary["metrics"] |= summary_of_masks(masks, cfg.eval.n_boot)
-    summary["protocols"] = protocols(table, labels)
     summary["wall_s"] = round(time.perf_counter() - start, 1)
     keep(cfg, summary, predictions=table, masks=masks, labels=labels)
     name, metrics = next(iter(summary["metrics"].items()))

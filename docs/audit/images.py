@@ -63,8 +63,8 @@ def leaking_splits() -> list[Row]:
         shared = mean_scores("shared", 1, known.astype(float))
         found.append(([shared, macro_auroc(val.to_numpy(), scores)], of_val.to_numpy()))
     (by_image, patients), (by_patient, _) = found
-    names = ("validation images whose patient is in training, share",
-             "a score that knows the patient and no image: macro AUROC")  # fmt: skip
+    names = ("our draw by image: validation images whose patient is in training, share",
+             "our draw by image: a score that knows the patient and no image, macro AUROC")  # fmt: skip
     rows = []
     for what, image, fixed in zip(names, by_image, by_patient, strict=True):  # of parts without shared patients: exact
         constant = mean_scores("exact", 1, np.full(image.n_items, fixed.value))

@@ -16,8 +16,8 @@ from shared.metrics.findings_validation import validated_findings
 from shared.metrics.interval import Scores
 from shared.metrics.text import DocumentFrequencies, document_frequencies, score_texts
 
-MODELS = {"MEIT": "ecg", "ECG of another patient": "shuffle", "majority report": "majority"}
-GAPS = {f"MEIT minus {other}": ("MEIT", other) for other in ("ECG of another patient", "majority report")}
+MODELS = {"MEIT": "ecg", "another record's ECG": "shuffle", "majority report": "majority"}
+GAPS = {f"MEIT minus {other}": ("MEIT", other) for other in ("another record's ECG", "majority report")}
 LEFT_IN = {"tag left in": ASSISTANT_TAG, "prompt left in": prompt_text(FIXED_INSTRUCTION)}
 N_ORDERS = 200
 N_SIGNALS = 200

@@ -113,6 +113,15 @@ def resampled(signal_mv: np.ndarray, source_fs_hz: float, fs_hz: float) -> np.nd
     return resample_poly(signal_mv, ratio.numerator, ratio.denominator, axis=1, padtype="line")
 
 
+def whole_patches(signal_mv: np.ndarray, source_fs_hz: float, fs_hz: float, n_samples: int, step: int) -> np.ndarray:
+    """signal_mv [12, n] at the rate of a model, the first n_samples of it, cut to whole patches of `step` samples.
+    ValueError where it is shorter than one."""
+    signal_mv = resampled(signal_mv, source_fs_hz, fs_hz)[:, :n_samples]
+    if signal_mv.shape[1] < step:
+        raise ValueError(f"{signal_mv.shape[1] / fs_hz:.2f} s of ECG; the model needs {step / fs_hz:.2f} s, one patch")
+    return np.ascontiguousarray(signal_mv[:, : signal_mv.shape[1] // step * step])
+
+
 def _to_microvolts(signal_mv: np.ndarray, path: str) -> np.ndarray:
     """[12, n] mV -> int16 µV.
 

@@ -16,17 +16,16 @@ PAPER_LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aV
 _COLUMN_S = 2.5
 _ROW_MV = 3.0  # paper height of a row: 30 mm
 _STRIP_MV = (0.8, 1.45), (3.0, 3.0)  # least and greatest paper of a strip below and above its baseline
-_MINOR, _MAJOR, _INK, _MARK = "#f6d5d5", "#eba9a9", "#1a1a1a", "#ffd54a"
+_MINOR, _MAJOR, _INK = "#f6d5d5", "#eba9a9", "#1a1a1a"
 _TINT = (0.0, 0.447, 0.698)
 
 
-def draw_ecg(ax_or_fig, signal_mv: np.ndarray, fs_hz: float, title: str = "", highlight=None):
+def draw_ecg(ax_or_fig, signal_mv: np.ndarray, fs_hz: float, title: str = ""):
     """Draw one ECG and return its Axes.
 
     ax_or_fig: a matplotlib Axes, or a Figure that gets one. signal_mv: [12, n] in mV, rows in the order of LEADS, at
-    least 10 s at `fs_hz` for a full page; shorter recordings leave paper empty. highlight: spans to mark, as
-    (lead, start_s, end_s) with lead a name of LEADS or None for all; parts outside what a lead shows are left out.
-    ValueError where the shape or a lead name is wrong.
+    least 10 s at `fs_hz` for a full page; shorter recordings leave paper empty. ValueError where the shape is
+    wrong.
     """
     signal_mv = np.asarray(signal_mv)
     if signal_mv.ndim != 2 or len(signal_mv) != len(LEADS):
@@ -35,14 +34,10 @@ def draw_ecg(ax_or_fig, signal_mv: np.ndarray, fs_hz: float, title: str = "", hi
     rows, width_s = len(PAPER_LAYOUT) + 1, 4 * _COLUMN_S
     bottom, top = -rows * _ROW_MV + 1.2, 2.0
     _paper(ax, width_s, bottom, top)
-    spans = [(lead, float(start), float(end)) for lead, start, end in highlight or ()]
-    unknown = {lead for lead, _, _ in spans if lead is not None} - set(LEADS)
-    if unknown:
-        raise ValueError(f"highlight: no such lead {sorted(unknown)}; LEADS are {', '.join(LEADS)}")
     for r, row in enumerate(PAPER_LAYOUT):
         for c, lead in enumerate(row):
-            _trace(ax, signal_mv, fs_hz, lead, c * _COLUMN_S, (c + 1) * _COLUMN_S, -r * _ROW_MV, spans)
-    _trace(ax, signal_mv, fs_hz, "II", 0.0, width_s, -(rows - 1) * _ROW_MV, spans)
+            _trace(ax, signal_mv, fs_hz, lead, c * _COLUMN_S, (c + 1) * _COLUMN_S, -r * _ROW_MV)
+    _trace(ax, signal_mv, fs_hz, "II", 0.0, width_s, -(rows - 1) * _ROW_MV)
     for r in range(rows):
         _calibration(ax, -r * _ROW_MV)
     if title:
@@ -86,7 +81,7 @@ def draw_strips(
         shown = np.asarray(weights, dtype=float)[[LEADS.index(lead) for lead in leads]]
         _tint_strips(ax, rows, shown, segment_s, full or max(float(shown.max()), 1e-12))
     for lead, (_, baseline, _) in zip(leads, rows, strict=True):
-        _trace(ax, signal_mv, fs_hz, lead, 0.0, width_s, baseline, (), label=9)
+        _trace(ax, signal_mv, fs_hz, lead, 0.0, width_s, baseline, label=9)
         _calibration(ax, baseline)
     if title:
         ax.set_title(title, fontsize=11, loc="left", pad=4)
@@ -122,14 +117,10 @@ def _paper(ax, width_s: float, bottom: float, top: float) -> None:
         spine.set_visible(False)
 
 
-def _trace(ax, signal_mv, fs_hz, lead, start_s, end_s, baseline_mv, spans, label: float = 6) -> None:
+def _trace(ax, signal_mv, fs_hz, lead, start_s, end_s, baseline_mv, label: float = 6) -> None:
     first, last = round(start_s * fs_hz), min(round(end_s * fs_hz), signal_mv.shape[1])
     values = signal_mv[LEADS.index(lead), first:last]
     t = np.arange(first, first + len(values)) / fs_hz
-    for marked, mark_start, mark_end in spans:
-        a, b = max(start_s, mark_start), min(end_s, mark_end)
-        if marked in (None, lead) and b > a:
-            ax.fill_between([a, b], baseline_mv - 1.2, baseline_mv + 1.4, color=_MARK, alpha=0.45, lw=0, zorder=1)
     offset = np.nanmedian(values) if len(values) and np.isfinite(values).any() else 0.0
     ax.plot(t, values - offset + baseline_mv, color=_INK, lw=0.6, zorder=2)
     ax.text(start_s + 0.04, baseline_mv + 1.05, lead, fontsize=label, zorder=3)

@@ -9,11 +9,10 @@ sorted once, when the metric is made; a block of bootstrap weights then costs on
 number an item. A class that a bootstrap draw leaves undefined (no positive drawn, say) is left out of that draw's mean.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
@@ -74,13 +73,6 @@ def _auroc(positive, tied, below, n_negative) -> np.ndarray:
     return (positive * (below + 0.5 * tied)).sum(axis=0) / (positive.sum(axis=0) * n_negative)
 
 
-def _average_precision(positive, tied, below, n_negative) -> np.ndarray:
-    """Weighted sum of (recall step) x precision, without interpolation; tied items form one step -> [n]."""
-    hits = np.cumsum(positive[::-1], axis=0)[::-1]  # positives at a step or above
-    precision = np.where(positive > 0, hits / (hits + n_negative - below), 0.0)
-    return (positive * precision).sum(axis=0) / positive.sum(axis=0)
-
-
 def _nanmean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is not NaN; NaN, without a warning, where nothing is left."""
     defined = ~np.isnan(values)
@@ -88,25 +80,15 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(defined, values, 0.0).sum(axis=-1) / np.maximum(n, 1), np.nan)
 
 
-def _macro(item_weights: np.ndarray, rankings: Sequence[_Ranking], metric: Callable) -> np.ndarray:
-    """Mean of `metric` over classes for each row of item_weights [n, n_items] -> [n]."""
+def _macro_auroc(item_weights: np.ndarray, rankings: Sequence[_Ranking]) -> np.ndarray:
+    """Mean of the AUROC over classes for each row of item_weights [n, n_items] -> [n]."""
     values = np.empty((len(item_weights), len(rankings)))
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw without positives is NaN and left out of the mean
         for start in range(0, len(item_weights), BLOCK):
             weights = np.ascontiguousarray(np.asarray(item_weights[start : start + BLOCK], dtype=np.float64).T)
             for c, ranking in enumerate(rankings):
-                values[start : start + BLOCK, c] = metric(*ranking(weights))
+                values[start : start + BLOCK, c] = _auroc(*ranking(weights))
     return _nanmean(values)
-
-
-def _macro_statistic(name: str, metric: Callable, labels, scores, min_positives: int) -> Statistic:
-    labels, scores = _check(labels, scores)
-    kept, _ = usable_classes(labels, min_positives)
-    if not len(kept):
-        raise ValueError(f"{name}: no class has >= {min_positives} positives and a negative among {len(labels)} items")
-    name = name if min_positives <= 1 else f"{name}_min{min_positives}"
-    rankings = [_Ranking(labels[:, c], scores[:, c]) for c in kept]
-    return Statistic(name, VERSION, len(labels), partial(_macro, rankings=rankings, metric=metric))
 
 
 # --- public metrics ---------------------------------------------------------------------------------------------------
@@ -118,12 +100,13 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, min_positives: int = 1) 
     Named "macro_auroc", or "macro_auroc_min<k>" for min_positives = k > 1. Errors: ValueError for bad input or where no
     class is usable.
     """
-    return _macro_statistic("macro_auroc", _auroc, labels, scores, min_positives)
-
-
-def macro_average_precision(labels: np.ndarray, scores: np.ndarray, min_positives: int = 1) -> Statistic:
-    """As `macro_auroc`, of average precision: "macro_average_precision"."""
-    return _macro_statistic("macro_average_precision", _average_precision, labels, scores, min_positives)
+    labels, scores = _check(labels, scores)
+    kept, _ = usable_classes(labels, min_positives)
+    if not len(kept):
+        raise ValueError(f"no class has >= {min_positives} positives and a negative among {len(labels)} items")
+    name = "macro_auroc" if min_positives <= 1 else f"macro_auroc_min{min_positives}"
+    rankings = [_Ranking(labels[:, c], scores[:, c]) for c in kept]
+    return Statistic(name, VERSION, len(labels), partial(_macro_auroc, rankings=rankings))
 
 
 def task_mean(tasks: Mapping[str, Statistic]) -> Statistic:
@@ -184,29 +167,3 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
     hits, errors = np.split(sums, 2, axis=-1)
     with np.errstate(invalid="ignore"):
         return _nanmean(2 * hits / (2 * hits + errors))
-
-
-def per_class(
-    labels: np.ndarray, scores: np.ndarray, names: Sequence[str], thresholds: Sequence[float] | None = None
-) -> pd.DataFrame:
-    """One row per class: name, n_positive, n_negative, auroc, average_precision and, with thresholds [n_classes], f1.
-
-    Values are scikit-learn's, NaN for a class without positives or without negatives.
-    """
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-
-    labels, scores = _check(labels, scores)
-    if len(names) != labels.shape[1]:
-        raise ValueError(f"{len(names)} names for {labels.shape[1]} classes")
-    kept = set(usable_classes(labels)[0])
-    cut = None if thresholds is None else _thresholds(thresholds, labels.shape[1])
-    rows = []
-    for i, name in enumerate(names):
-        y, s = labels[:, i], scores[:, i]
-        row = {"name": name, "n_positive": int(y.sum()), "n_negative": int((~y).sum())}
-        row["auroc"] = roc_auc_score(y, s) if i in kept else np.nan
-        row["average_precision"] = average_precision_score(y, s) if i in kept else np.nan
-        if cut is not None:
-            row["f1"] = f1_score(y, s >= cut[i], zero_division=0) if i in kept else np.nan
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -60,8 +60,8 @@ def task_metrics(
     labels: 0/1 [n, C]; scores: [n, C], NaN columns for classes that a probe left out. val: (labels, scores) of the
     validation part, which `corrected` needs for thresholds; without it there is AUROC only.
     Metrics: macro_auroc, macro_auroc_min10 (where a class has 10 positives), macro_f1 and accuracy (corrected), or
-    oracle_macro_f1 and accuracy_strict (as_published). Info: n_items, classes (columns in the macro AUROC), left_out
-    (columns that are not), classes_min10, and thresholded (columns behind F1 and accuracy).
+    oracle_macro_f1 and accuracy_strict (as_published). Info: classes (columns in the macro AUROC) and thresholded
+    (columns behind F1 and accuracy).
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
@@ -70,8 +70,7 @@ def task_metrics(
     metrics: dict[str, Metric] = {"macro_auroc": macro_auroc(labels[:, kept], scores[:, kept])}
     if len(frequent):
         metrics["macro_auroc_min10"] = macro_auroc(labels[:, frequent], scores[:, frequent], FREQUENT)
-    info = {"n_items": len(labels), "classes": kept.tolist(), "classes_min10": frequent.tolist()}
-    info["left_out"] = sorted(set(range(labels.shape[1])) - set(info["classes"]))
+    info = {"classes": kept.tolist()}
     choosing = (labels, scores) if protocol == "as_published" else val
     if choosing is not None:
         thresholds = best_f1_thresholds(choosing[0], choosing[1])

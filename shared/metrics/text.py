@@ -18,7 +18,6 @@ An empty prediction scores 0 everywhere.
 """
 
 import importlib.util
-import json
 import math
 import os
 import re
@@ -66,17 +65,6 @@ class DocumentFrequencies:
 
     n_documents: int
     counts: dict[tuple[str, ...], int]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON; the n-grams are joined by spaces."""
-        counts = {" ".join(ngram): n for ngram, n in sorted(self.counts.items())}
-        text = json.dumps({"n_documents": self.n_documents, "counts": counts}, ensure_ascii=False)
-        Path(path).write_text(text, encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> "DocumentFrequencies":
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(raw["n_documents"], {tuple(ngram.split(" ")): n for ngram, n in raw["counts"].items()})
 
 
 def document_frequencies(references: Sequence[str]) -> DocumentFrequencies:
@@ -288,13 +276,12 @@ def bert_scores(
     layer: int,
     rescale: bool = False,
     baseline: Path | None = None,
-    device: str | None = None,
 ) -> dict[str, Scores]:
     """BERTScore precision, recall, F1 (Zhang 2020, no IDF), means over items; a pair with an empty side scores 0.
 
     encoder: hub name or local folder of a transformers encoder and its tokenizer. layer: hidden layer, from 1.
     rescale: (x - b) / (1 - b) with the English baseline b that the bert-score package ships for a hub name, or with
-    `baseline`, a TSV of the same form (LAYER, P, R, F with a header), for a local folder. device: None = a GPU if any.
+    `baseline`, a TSV of the same form (LAYER, P, R, F with a header), for a local folder.
     Errors: ValueError where rescaling is asked for and no baseline is found.
     """
     _check(references, hypotheses)
@@ -306,7 +293,6 @@ def bert_scores(
         lang="en" if rescale else None,
         rescale_with_baseline=rescale,
         baseline_path=str(baseline) if baseline else None,
-        device=device,
     )
     values = np.zeros((3, len(references)))
     sent = [i for i, (r, h) in enumerate(zip(references, hypotheses, strict=True)) if r.strip() and h.strip()]

@@ -11,6 +11,7 @@
     paper.py       what a paper says of itself: its experiments and how they are scored
     engine.py      experiments -> runs, each after those it needs, resumable
     evidence.py    predictions under results/ -> scorecard and REPRODUCTION.md
+    tables.py      tables of levels, of runs, and their loss curves
     checkpoint.py  where a checkpoint is, here or on the hub
     card.py        a run -> its model card
     publish.py     a run -> a folder for `from_pretrained`, and the hub

@@ -201,6 +201,8 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
     command.add_argument("--rescore", action="store_true", help="only score the predictions under results/ again")
     args = sys.argv[1:] if args is None else args
     values = vars(command.instantiate(command.parse_args(args)))
+    if not values["config"]:
+        command.error(f"--config: name the file of a tier, such as {paper.name}/configs/laptop.yaml")
     everything, claim, rescore = (values.pop(k) for k in ("all", "claim", "rescore"))
     tier = parse_as(paper.config, [f"--config={file}" for file in values.pop("config")])
     cfg = paper.config(**values)

@@ -26,6 +26,7 @@ from shared.runs.paper import Paper
 
 RESULTS = Path(__file__).parents[2] / "results"  # the committed ones
 FACTS = ("commit", "config_hash", "batch", "steps", "n_train", "parameters", "trainable")  # of run.json, kept
+VARIANTS = ("meteor", "bertscore_p", "bertscore_r", "bertscore_f1")  # their full names say with what they were computed
 Control = tuple[str, str, str, str, str | None]  # id, metric, key of what should fail, key of ours, what it is
 
 
@@ -141,14 +142,16 @@ class Scored:
     _levels: dict = field(default_factory=dict)
 
     def metric(self, name: str) -> list[Metric]:
-        """Scores per seed; `meteor` and `bertscore` stand for the variant that ran."""
-        if name not in self.scores:
-            name = next((n for n in self.scores if n.startswith(name + "_")), name)
-        return self.scores[name]
+        """Scores per seed; `meteor` and `bertscore_f1` stand for the variant that ran."""
+        return self.scores[self._found(name) or name]
 
     def has(self, name: str) -> bool:
         """Whether `metric` finds it."""
-        return any(n == name or n.startswith(f"{name}_") for n in self.scores)
+        return self._found(name) is not None
+
+    def _found(self, name: str) -> str | None:
+        variants = [n for n in self.scores if n.startswith(f"{name}_")] if name in VARIANTS else []
+        return next((n for n in (name, *variants) if n in self.scores), None)
 
     def level(self, name: str) -> tuple[float, float, float]:
         """Mean over seeds with its 95 % interval over patients and seeds."""
@@ -160,13 +163,15 @@ class Scored:
 
 def add_seed(scored: dict[str, Scored], key: str, new: Scored, seed: int, metrics: dict[str, Metric]) -> Scored:
     """The entry of `key`, `new` where there is none yet, with the metrics of one more seed. ValueError where the others
-    were scored on other records."""
+    were scored on other records or by other metrics."""
     one = scored.setdefault(key, new)
     if not same_records(one, new):
         raise ValueError(f"{key}: seeds were scored on different records; run it again")
     one.seeds.append(seed)
     for name, metric in metrics.items():
         one.scores.setdefault(name, []).append(metric)
+    if odd := [name for name, found in one.scores.items() if len(found) != len(one.seeds)]:
+        raise ValueError(f"{key}: not every seed was scored by {', '.join(odd)}; evaluate them alike")
     return one
 
 

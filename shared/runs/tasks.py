@@ -21,7 +21,7 @@ import torch
 from shared.ecg.downstream import VAL, Downstream, batches, downstream_hash, load_tasks, probe_scores
 from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
-from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics
+from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics, usable_tasks
 from shared.runs.config import RunConfig, SimulateConfig
 from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
 from shared.runs.evidence import Scored, add_seed, folder, read_predictions, runs_of
@@ -188,7 +188,7 @@ def score_tasks(
     if rank():
         return cfg.run_dir
     labels = labels_table(evaluation.downstream)
-    source = next(iter(evaluation.downstream.values())).packed.source
+    source = " + ".join(dict.fromkeys(release.packed.source for release in evaluation.downstream.values()))
     summary = identity | {"source": source, "data_hash": downstream_hash(evaluation.downstream), "commit": commit()}
     summary |= facts | {"metrics": summary_of(table, labels, kinds, cfg.eval.n_boot, chance)}
     summary["wall_s"] = round(time.perf_counter() - start, 1)
@@ -285,7 +285,8 @@ def protocol_table(cfg: RunConfig, facts: dict, runs: Mapping[str, str]) -> dict
             continue
         _, _, test = items_of(table[table.input == val_input.removesuffix(VAL)], labels)
         _, _, val = items_of(table[table.input == val_input], labels)
-        for task, (_, y, s) in test.items():
+        for task in usable_tasks({task: part[1:] for task, part in test.items()}):
+            _, y, s = test[task]
             published, _ = task_metrics(y, s, "as_published")
             corrected, info = task_metrics(y, s, "corrected", val[task][1:] if task in val else None)
             wanted = [published.get("oracle_macro_f1"), corrected.get("macro_f1"), published.get("accuracy_strict")]
