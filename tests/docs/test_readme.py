@@ -89,7 +89,6 @@ def test_controls_of_argus_are_those_of_the_scorecard():
 
 # Of results/ct_findings_validation.csv.
 ELSEWHERE = {"argus": {"0.952", "0.860", "0.861", "0.783", "0.789"}}
-WITHOUT_RESULTS = ("meit",)  # its README has no paragraph on what came of it
 RESULTS_OF_A_README = re.compile(r"^(?:\*\*\d+\. What came of it\*\*|State: ).*?(?=^## )", re.M | re.S)
 THREE, TWO = (re.compile(rf"(?<![\d.]){digits}(?!\d)") for digits in (r"\d\.\d{3}", r"0\.\d\d"))
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
@@ -125,9 +124,9 @@ def wrong_numbers(text: str, results: str, page: str) -> set[str]:
 def test_numbers_of_a_walkthrough_are_those_of_the_results(paper):
     text = (ROOT / paper / "README.md").read_text()
     found = RESULTS_OF_A_README.search(text)
-    assert (found is None) == (paper in WITHOUT_RESULTS), f"{paper}/README.md: what came of it?"
-    results = found[0] if found else ""
-    assert not found or THREE.search(plain(results)) or TWO.search(plain(results)), f"{paper}/README.md: no result"
+    assert found, f"{paper}/README.md: what came of it?"
+    results = found[0]
+    assert THREE.search(plain(results)) or TWO.search(plain(results)), f"{paper}/README.md: no result"
     stale = wrong_numbers(text, results, (ROOT / paper / "REPRODUCTION.md").read_text()) - ELSEWHERE.get(paper, set())
     assert not stale, f"{paper}/README.md: in no table of REPRODUCTION.md: {', '.join(sorted(stale))}"
 
