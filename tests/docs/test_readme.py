@@ -89,7 +89,7 @@ def test_controls_of_argus_are_those_of_the_scorecard():
 
 # Of results/ct_findings_validation.csv.
 ELSEWHERE = {"argus": {"0.952", "0.860", "0.861", "0.783", "0.789"}}
-RESULTS_OF_A_README = re.compile(r"^(?:\*\*\d+\. What came of it\*\*|State: ).*?(?=^## )", re.M | re.S)
+RESULTS_OF_A_README = re.compile(r"^\*\*\d+\. What came of it\*\*.*?(?=^## )", re.M | re.S)
 THREE, TWO = (re.compile(rf"(?<![\d.]){digits}(?!\d)") for digits in (r"\d\.\d{3}", r"0\.\d\d"))
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 INTERVAL = re.compile(rf"(?:{_NUMBER} )?\[{_NUMBER}, {_NUMBER}\]")  # with its value before it
@@ -169,6 +169,8 @@ def test_headings_are_the_same_in_all_packages(paper):
     steps = re.findall(r"^\*\*(\d+)\. (.+?)\*\*", text, re.M)
     assert [int(n) for n, _ in steps] == list(range(len(steps))), f"{paper}/README.md has the steps {steps}"
     assert steps[0][1] == "All of it.", f"{paper}/README.md begins with {steps[0][1]}"
+    header = re.search(r"^\|.*", text.split("## Deviations")[1], re.M)[0]
+    assert header == "| value | here | known |", f"{paper}/README.md has {header} under Deviations"
 
 
 # --- minutes ---
