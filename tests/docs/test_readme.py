@@ -89,8 +89,7 @@ def test_controls_of_argus_are_those_of_the_scorecard():
 
 # Of results/ct_findings_validation.csv.
 ELSEWHERE = {"argus": {"0.952", "0.860", "0.861", "0.783", "0.789"}}
-WITHOUT_RESULTS = ("meit",)  # its README has no paragraph on what came of it
-RESULTS_OF_A_README = re.compile(r"^(?:\*\*\d+\. What came of it\*\*|State: ).*?(?=^## )", re.M | re.S)
+RESULTS_OF_A_README = re.compile(r"^\*\*\d+\. What came of it\*\*.*?(?=^## )", re.M | re.S)
 THREE, TWO = (re.compile(rf"(?<![\d.]){digits}(?!\d)") for digits in (r"\d\.\d{3}", r"0\.\d\d"))
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 INTERVAL = re.compile(rf"(?:{_NUMBER} )?\[{_NUMBER}, {_NUMBER}\]")  # with its value before it
@@ -125,9 +124,9 @@ def wrong_numbers(text: str, results: str, page: str) -> set[str]:
 def test_numbers_of_a_walkthrough_are_those_of_the_results(paper):
     text = (ROOT / paper / "README.md").read_text()
     found = RESULTS_OF_A_README.search(text)
-    assert (found is None) == (paper in WITHOUT_RESULTS), f"{paper}/README.md: what came of it?"
-    results = found[0] if found else ""
-    assert not found or THREE.search(plain(results)) or TWO.search(plain(results)), f"{paper}/README.md: no result"
+    assert found, f"{paper}/README.md: what came of it?"
+    results = found[0]
+    assert THREE.search(plain(results)) or TWO.search(plain(results)), f"{paper}/README.md: no result"
     stale = wrong_numbers(text, results, (ROOT / paper / "REPRODUCTION.md").read_text()) - ELSEWHERE.get(paper, set())
     assert not stale, f"{paper}/README.md: in no table of REPRODUCTION.md: {', '.join(sorted(stale))}"
 
@@ -170,6 +169,8 @@ def test_headings_are_the_same_in_all_packages(paper):
     steps = re.findall(r"^\*\*(\d+)\. (.+?)\*\*", text, re.M)
     assert [int(n) for n, _ in steps] == list(range(len(steps))), f"{paper}/README.md has the steps {steps}"
     assert steps[0][1] == "All of it.", f"{paper}/README.md begins with {steps[0][1]}"
+    header = re.search(r"^\|.*", text.split("## Deviations")[1], re.M)[0]
+    assert header == "| value | here | known |", f"{paper}/README.md has {header} under Deviations"
 
 
 # --- minutes ---
