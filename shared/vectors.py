@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from shared.locks import locked
+from shared.runs.processes import device
 
 LSA = "lsa"
 POOLING = ("pooler", "mean", "cls")
@@ -67,7 +68,7 @@ def embed(
 
 
 class Frozen:
-    """Texts -> vectors [n, d] of a model, on a GPU where there is one. Loaded at the first text."""
+    """Texts -> vectors [n, d] of a model, on the GPU of this process where there is one. Loaded at the first text."""
 
     def __init__(self, cfg: TextConfig, load: Callable[[str], tuple]):
         self.cfg, self.load, self.model = cfg, load, None
@@ -76,7 +77,7 @@ class Frozen:
     def __call__(self, texts: list[str]) -> np.ndarray:
         if self.model is None:
             self.tokenizer, model = self.load(self.cfg.encoder)
-            self.model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32).eval()
+            self.model = model.to(device(), torch.float32).eval()
         cut = {"padding": True, "truncation": True, "max_length": self.cfg.max_length, "return_tensors": "pt"}
         batch = self.tokenizer(texts, **cut).to(self.model.device)
         out = self.model(**batch)

@@ -16,7 +16,7 @@ import torch
 from shared.locks import write_whole
 from shared.runs.config import RunConfig, dump
 from shared.runs.facts import run_json
-from shared.runs.processes import end_processes
+from shared.runs.processes import end_processes, n_processes
 from shared.store import disk_errors
 
 
@@ -30,11 +30,6 @@ class StopsAtBrokenLoss:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.state.global_step}: {self.advice}")
         return loss
-
-
-def n_processes() -> int:
-    """How many will train together; known before they have found each other."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def over_all_processes(model: torch.nn.Module) -> torch.nn.Module:
