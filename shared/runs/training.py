@@ -32,6 +32,28 @@ class StopsAtBrokenLoss:
         return loss
 
 
+class TwoRates(StopsAtBrokenLoss):
+    """And gives the parameters that a paper's `of_encoder` names a learning rate of their own; None: the same."""
+
+    def __init__(self, *args, encoder_lr: float | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.encoder_lr = encoder_lr
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            args = self.args
+            lr = args.learning_rate if self.encoder_lr is None else self.encoder_lr
+            trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for n, p in trained if not self.of_encoder(n)]},
+                {"params": [p for n, p in trained if self.of_encoder(n)], "lr": lr},
+            ]
+            groups = [g for g in groups if g["params"]]
+            betas = args.adam_beta1, args.adam_beta2
+            self.optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay)
+        return self.optimizer
+
+
 def over_all_processes(model: torch.nn.Module) -> torch.nn.Module:
     """BatchNorm takes its statistics over the global batch, as on one GPU."""
     several = n_processes() > 1 and torch.cuda.is_available()
