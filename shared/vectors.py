@@ -41,23 +41,26 @@ def embed(
     texts: Sequence[str],
     cfg: TextConfig,
     cache_dir: Path,
+    fit_on: Sequence[str] = (),
+    *,
     load: Callable[[str], tuple],
-    corpus: Callable[[], list[str]] | None = None,
+    corpus: Callable[[Sequence[str]], list[str]],
 ) -> np.ndarray:
     """Vectors float32 [n, d] in the order of `texts`; equal texts, told apart by neither case nor blanks, share one.
 
-    d = cfg.dim (lsa; L2-normalised) or the model's hidden size (as the model gives it). load: name -> (tokenizer,
-    model); corpus: what lsa is fitted on, part of its identity. A text without any known n-gram is the zero vector.
-    Raises ValueError for a bad config, for lsa without a corpus, or with fewer distinct n-grams than dimensions.
+    d = cfg.dim (lsa; L2-normalised) or the model's hidden size (as the model gives it). fit_on: the training reports,
+    which lsa needs. A paper gives load: name -> (tokenizer, model), and corpus: reports -> texts that lsa is fitted on,
+    part of its identity. A text without any known n-gram is the zero vector.
+    Raises ValueError for a bad config, for lsa without reports, or with fewer distinct n-grams than dimensions.
     """
     if cfg.pooling not in POOLING:
         raise ValueError(f"text.pooling={cfg.pooling!r}: one of {', '.join(POOLING)}")
     keys = [" ".join(text.lower().split()) for text in texts]
     unique = list(dict.fromkeys(keys))
     if cfg.encoder == LSA:
-        if corpus is None:
+        if not fit_on:
             raise ValueError("text.encoder='lsa' must be fitted: give the training reports as fit_on")
-        encode = Lsa(corpus(), cfg.dim, cache_dir)
+        encode = Lsa(corpus(fit_on), cfg.dim, cache_dir)
         identity = encode.identity
     else:
         identity = sha256(json.dumps({k: v for k, v in asdict(cfg).items() if k not in ("dim", "batch")}).encode())

@@ -17,8 +17,8 @@ def load(name):
     return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
 
 
-def embed(texts, cfg, folder, fit_on=None):
-    return vectors.embed(texts, cfg, folder, load, fit_on and (lambda: sorted(fit_on)))
+def embed(texts, cfg, folder, fit_on=()):
+    return vectors.embed(texts, cfg, folder, fit_on, load=load, corpus=sorted)
 
 
 def test_lsa_is_the_same_again_and_from_disk(tmp_path, monkeypatch):
