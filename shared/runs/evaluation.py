@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -56,13 +57,16 @@ def evaluated(cfg: RunConfig, identity: dict) -> bool:
 
 def keep(cfg: RunConfig, summary: dict, **tables: pd.DataFrame) -> None:
     """Write each table as `<name>.parquet` into the run's folder and, last, the summary as `metrics.json`, whole or not
-    at all: it vouches for the tables. StoreError where the disk is full."""
+    at all: it vouches for the tables. Parts of other evaluations of the run are removed. StoreError where the disk is
+    full."""
     file = cfg.run_dir / "metrics.json"
     file.unlink(missing_ok=True)
     with disk_errors(cfg.run_dir):
         for name, table in tables.items():
             table.to_parquet(cfg.run_dir / f"{name}.parquet", index=False)
         write_whole(file, dumps(summary))
+    for parts in set(cfg.run_dir.glob("parts-*")) - {cfg.run_dir / f"parts-{summary['evaluation_hash']}"}:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def in_parts(
