@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 
 from argus.radgraph import LEVELS, RadGraph
 from shared.metrics.interval import Scores, mean_scores
+from shared.runs.processes import device
 
 VERSION = 1
 # --- GREEN ---
@@ -76,10 +77,6 @@ NEGATIVE = frozenset(("NON-ABNORMALITY", "NON-DISEASE"))
 POSITIVE = frozenset(("ABNORMALITY", "DISEASE"))
 
 
-def device_for() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 class Green:
     """Matched findings against significant errors, as an LLM lists them."""
 
@@ -87,7 +84,7 @@ class Green:
         self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", truncation_side="left")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(name).to(device_for()).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(name).to(device()).eval()
         self.batch = batch
         own = Path(name) / "prompt.txt"
         kinds = "\n".join(f"({letter}) {kind}" for letter, kind in zip("abcdef", ERRORS, strict=True))
@@ -140,8 +137,8 @@ class RateScore:
             raise ValueError(f"eval.ratescore: {names!r}: give two models, 'NER EMBEDDINGS'")
         ner, embeddings = names.split()
         self.tokenizer, self.word_tokenizer = map(AutoTokenizer.from_pretrained, (ner, embeddings))
-        self.ner = AutoModelForTokenClassification.from_pretrained(ner).to(device_for()).eval()
-        self.words = AutoModel.from_pretrained(embeddings).to(device_for()).eval()
+        self.ner = AutoModelForTokenClassification.from_pretrained(ner).to(device()).eval()
+        self.words = AutoModel.from_pretrained(embeddings).to(device()).eval()
         kinds = {label[2:] for label in self.ner.config.id2label.values() if label[:2] in ("B-", "I-")}
         if not kinds or kinds - set(TYPES):
             raise ValueError(f"{ner}: entity types {sorted(kinds)}; RaTEScore needs B- and I- labels of {TYPES}")

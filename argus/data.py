@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from argus.config import DataConfig
 from argus.prep import Prepared
+from shared.tokens import Examples, examples_of, mask_of, pad_right, padded
 
 SENTENCE_END = r"(?<=[.;])\s"
-IGNORE = -100  # label of tokens without loss
 VOLUMES = ("volume", "zero", "mean", "shuffle")  # what a model is tested on: the true one, and three controls
 # One fixed prompt per target section (reference), of our own wording; a section belongs to one source and its style.
 PROMPTS = {
@@ -86,36 +86,6 @@ def read_volumes(prepared: Prepared, rows, slice_only: bool = False) -> torch.Te
     return volume
 
 
-def examples_of(prompts: list[list[int]], reports: list[str], max_tokens: int, tokenizer) -> tuple[list, int]:
-    """[(input_ids, labels)], one per report, and how many reports had to be cut.
-
-    Prompt and report are tokenised apart and the ids joined, so the loss mask is exact: loss on report and end token
-    only. Reports longer than the window of max_tokens keep their end token.
-    """
-    examples, n_truncated = [], 0
-    for prompt, report in zip(prompts, tokenizer(reports, add_special_tokens=False).input_ids, strict=True):
-        room = max_tokens - len(prompt) - 1
-        if room < 1:
-            raise ValueError(f"data.max_tokens: {max_tokens} leaves no room after a prompt of {len(prompt)}")
-        n_truncated += len(report) > room
-        report = [*report[:room], tokenizer.eos_token_id]
-        examples.append((prompt + report, [IGNORE] * len(prompt) + report))
-    return examples, n_truncated
-
-
-class Examples(Dataset):
-    """Tokenised texts: `examples` of `examples_of`, without volumes."""
-
-    examples: list[tuple[list[int], list[int]]]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> dict:
-        input_ids, labels = self.examples[i]
-        return {"input_ids": input_ids, "labels": labels}
-
-
 class ReportDataset(Examples):
     """Volume-report pairs of one part of the split, tokenised once; `n_truncated` counts the reports that were cut,
     `reports` stay whole."""
@@ -134,18 +104,6 @@ class ReportDataset(Examples):
         return super().__getitem__(i) | {"row": int(self.records.row.iloc[i])}
 
 
-def pad_right(items: list[dict], key: str, value: int) -> torch.Tensor:
-    """[B, longest]"""
-    longest = max(len(item[key]) for item in items)
-    return torch.tensor([item[key] + [value] * (longest - len(item[key])) for item in items])
-
-
-def mask_of(items: list[dict], key: str) -> torch.Tensor:
-    """int64 [B, longest], 1 where there is a token."""
-    lengths = torch.tensor([len(item[key]) for item in items])
-    return (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-
-
 class Collator:
     """input_ids, attention_mask, labels [B, L], padded on the right, and volume [B, 1, D, H, W] from the store.
 
@@ -155,8 +113,7 @@ class Collator:
         self.prepared, self.pad_id, self.slice_only = prepared, pad_id, slice_only
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        batch = {"input_ids": pad_right(items, "input_ids", self.pad_id), "labels": pad_right(items, "labels", IGNORE)}
-        batch["attention_mask"] = mask_of(items, "input_ids")
+        batch = padded(items, self.pad_id)
         if self.prepared is not None:
             batch["volume"] = read_volumes(self.prepared, [item["row"] for item in items], self.slice_only)
         return batch

@@ -31,8 +31,9 @@ from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import asserted
 from shared.metrics.ct_findings_validation import validated_findings
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, evaluated, keep, rank, weights_of
+from shared.runs.evaluation import checkpoint_of, evaluated, keep, weights_of
 from shared.runs.facts import commit
+from shared.runs.processes import device, worker
 from shared.runs.reports import in_chunks, majority_report, shown, summary_of
 
 WITHOUT_LLM = ("majority", "typical", "constant", "every", "nearest")
@@ -210,7 +211,7 @@ def main(args: list[str] | None = None) -> Path:
     table, metrics = pd.DataFrame({c: pd.Series(dtype=str) for c in COLUMNS}), {}
     train_reports = prepared.table[prepared.table.part == "train"].target
     if cfg.model.objective == "supervised":
-        if rank():  # nothing to share among processes
+        if worker()[0]:  # nothing to share among processes
             return cfg.run_dir
         vit = EncoderPretraining.from_pretrained(checkpoint).to(device()).eval()
         summary["label_auroc"] = label_auroc(cfg, prepared, vit)
@@ -221,7 +222,7 @@ def main(args: list[str] | None = None) -> Path:
         model = ArgusModel.from_pretrained(checkpoint).to(device()).eval()
         summary["visual_tokens"] = 0 if model.compressor is None else model.compressor.n_tokens
         table = predict(cfg, prepared, checkpoint, model)
-        if rank():
+        if worker()[0]:
             return cfg.run_dir
         del model
     if len(table):

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from argus.config import DataConfig
-from argus.data import Examples, examples_of, prompt_ids
+from argus.data import prompt_ids
 from argus.manifest import Rules
 from shared.ct.simulate import draw_studies
 from shared.ct.simulate_layouts import simulator_hash
 from shared.metrics.ct_findings import Found, extract
 from shared.runs.config import hash_of
+from shared.tokens import Examples, examples_of
 
 LEFT_OUT, WITHOUT_PLACE = 0.1, 0.3  # shares of the findings of a list
 

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from shared.runs.processes import device
+
 LEVELS = ("simple", "partial", "complete")  # partial, "RG_ER", is what most papers report
 ENCODER = "_embedder.token_embedder_bert._matched_embedder.transformer_model."  # names of the published weights
 WIDTHS = "_endpoint_span_extractor._span_width_embedding.weight"
@@ -78,7 +80,7 @@ class RadGraph:
             (folder / "vocabulary" / f"{self.namespace}__{kind}_labels.txt").read_text().split("\n")
             for kind in ("ner", "relation")
         ]
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         self.encoder = AutoModel.from_config(AutoConfig.from_pretrained(encoder))
         weights = {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
         lacking = self.encoder.load_state_dict(weights, strict=False).missing_keys

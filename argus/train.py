@@ -8,7 +8,6 @@ shared/runs/zero1.json`.
 
 from pathlib import Path
 
-import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
@@ -24,40 +23,23 @@ from argus.data import (
     train_tokenizer,
 )
 from argus.language import LanguageDataset, drawn_reports, lists_of, texts_hash
-from argus.model import PRETRAIN, ArgusModel, shape_of
+from argus.model import ENCODER_PREFIXES, PRETRAIN, ArgusModel, shape_of
 from argus.prep import Prepared, prepare
 from argus.pretrain import EncoderPretraining
 from shared.runs.facts import finished
-from shared.runs.training import StopsAtBrokenLoss, fit, trainer_arguments
+from shared.runs.training import TwoRates, fit, trainer_arguments
 
 
-class ArgusTrainer(StopsAtBrokenLoss, Trainer):
+class ArgusTrainer(TwoRates, Trainer):
     """The library's Trainer with two learning rates and a stop on a loss that is not finite."""
 
     advice = (
         "lower train.lr or train.encoder_lr, or look for broken volumes with `python -m argus.prep --config .. --check`"
     )
 
-    def __init__(self, *args, encoder_lr: float | None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.encoder_lr = encoder_lr
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            encoder = self.model.encoder
-            of_vit = set() if encoder is None else {id(p) for p in encoder.parameters()}
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            lr = self.args.learning_rate if self.encoder_lr is None else self.encoder_lr
-            groups = [
-                {"params": [p for p in trained if id(p) not in of_vit]},
-                {"params": [p for p in trained if id(p) in of_vit], "lr": lr},
-            ]
-            groups = [g for g in groups if g["params"]]
-            betas = self.args.adam_beta1, self.args.adam_beta2
-            self.optimizer = torch.optim.AdamW(
-                groups, self.args.learning_rate, betas, weight_decay=self.args.weight_decay
-            )
-        return self.optimizer
+    @staticmethod
+    def of_encoder(name: str) -> bool:
+        return name.startswith(ENCODER_PREFIXES)
 
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:

@@ -23,7 +23,8 @@ from kmerl.scoring import seen_or_not
 from shared.ecg.downstream import Downstream, downstream_hash, read_mv
 from shared.ecg.prompts import class_texts
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device
+from shared.runs.evaluation import checkpoint_of
+from shared.runs.processes import device
 from shared.runs.tasks import TaskEvaluation, eval_identity, prepare_tasks, score_tasks
 
 

@@ -19,8 +19,9 @@ from transformers.utils import ModelOutput
 
 from kmerl.encoder import LeadEncoder
 from kmerl.heads import CardiacQueryNetwork, ecg_projection, text_projection
-from kmerl.losses import entity_bce, info_nce, unit
+from kmerl.losses import entity_bce
 from kmerl.masking import Visible, all_tokens, draw_tokens, masked_not_dropped
+from shared.losses import info_nce, unit
 
 METHODS = {"kmerl": ("lead-vit",), "merl": ("resnet", "vit"), "supervised": ("lead-vit", "resnet", "vit")}
 NORMALISATIONS = ("available_minmax", "joint_minmax", "available_zscore", "none")

@@ -6,20 +6,10 @@ so that every entity can be told from every other.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-import numpy as np
 
 from kmerl.dictionary import dictionary
 from kmerl.extract import split
 from shared import vectors
-
-
-def embed(
-    texts: Sequence[str], cfg: vectors.TextConfig, cache_dir: Path, fit_on: Sequence[str] | None = None
-) -> np.ndarray:
-    """As `shared.vectors.embed`. fit_on: the training reports, which lsa needs."""
-    return vectors.embed(texts, cfg, cache_dir, _load, partial(_corpus, fit_on) if fit_on else None)
 
 
 def _load(name: str) -> tuple:
@@ -32,3 +22,6 @@ def _corpus(reports: Sequence[str]) -> list[str]:
     """Distinct statements of the reports and names of the dictionary's entities, sorted."""
     statements = {" ".join(s.lower().split()) for report in set(reports) for s in split(report)}
     return sorted(statements | {name.lower() for name in dictionary().names})
+
+
+embed = partial(vectors.embed, load=_load, corpus=_corpus)

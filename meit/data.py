@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from meit import noise
 from meit.config import DataConfig
 from meit.instructions import FIXED_INSTRUCTION, instruction_pool
 from shared.ecg.prepare import Prepared
+from shared.tokens import Examples, examples_of, padded
 
 log = logging.getLogger(__name__)
-IGNORE = -100  # label of tokens without loss
 USER, ASSISTANT = "<|user|>\n", "<|assistant|>\n"  # plain text, not special tokens (public code)
 UNUSABLE = "something wrong with the data"  # PTB-XL reports with this note are left out (public code)
 
@@ -74,12 +73,9 @@ def prompt_text(instruction: str) -> str:
     return f"{USER}{instruction}\n{ASSISTANT}"
 
 
-class ReportDataset(Dataset):
-    """ECG-report pairs of one part of a split, tokenised once.
-
-    Prompt and report are tokenised apart and the ids joined, so the loss mask is exact: loss on report and end token
-    only. Reports longer than the window keep their end token; `n_truncated` counts them.
-    """
+class ReportDataset(Examples):
+    """ECG-report pairs of one part of a split, tokenised once; `n_truncated` counts the reports that were cut,
+    `n_dropped` those left out; `reports` stay whole."""
 
     def __init__(self, prepared: Prepared, part: str, data: DataConfig, tokenizer, seed: int = 0, limit: int = 0):
         records = prepared.records(part)
@@ -91,24 +87,12 @@ class ReportDataset(Dataset):
         self.records: pd.DataFrame = records[usable].head(limit or None)
         self.reports = reports[usable].head(limit or None).tolist()
         self.store, self.part = prepared.store, part
-        ids = tokenizer(self.reports, add_special_tokens=False).input_ids
         prompts = [prompt_text(instruction_for(r, data.instructions, seed)) for r in self.records.record_id]
         prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
-        self.examples, self.n_truncated = [], 0
-        for prompt, report in zip(prompt_ids, ids, strict=True):
-            room = data.max_tokens - len(prompt) - 1
-            if room < 1:
-                raise ValueError(f"data.max_tokens: {data.max_tokens} leaves no room after a prompt of {len(prompt)}")
-            self.n_truncated += len(report) > room
-            report = [*report[:room], tokenizer.eos_token_id]
-            self.examples.append((prompt + report, [IGNORE] * len(prompt) + report))
-
-    def __len__(self) -> int:
-        return len(self.examples)
+        self.examples, self.n_truncated = examples_of(prompt_ids, self.reports, data.max_tokens, tokenizer)
 
     def __getitem__(self, i: int) -> dict:
-        input_ids, labels = self.examples[i]
-        return {"input_ids": input_ids, "labels": labels, "row": int(self.records.row.iloc[i])}
+        return super().__getitem__(i) | {"row": int(self.records.row.iloc[i])}
 
 
 class Collator:
@@ -118,14 +102,7 @@ class Collator:
         self.store, self.how, self.pad_id, self.with_ecg = store, how, pad_id, with_ecg
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        longest = max(len(item["input_ids"]) for item in items)
-
-        def pad(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([item[key] + [value] * (longest - len(item[key])) for item in items])
-
-        batch = {"input_ids": pad("input_ids", self.pad_id), "labels": pad("labels", IGNORE)}
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
-        batch["attention_mask"] = (torch.arange(longest)[None] < lengths[:, None]).long()  # [B, longest]
+        batch = padded(items, self.pad_id)
         if self.with_ecg:
             batch["ecg"] = torch.from_numpy(normalise(self.store.batch_mv([i["row"] for i in items]), self.how))
         return batch

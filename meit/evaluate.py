@@ -28,8 +28,9 @@ from meit.model import MeitModel
 from meit.prep import Prepared, prepare
 from meit.scoring import rated, score_table
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, evaluated, keep, rank, weights_of
+from shared.runs.evaluation import checkpoint_of, evaluated, keep, weights_of
 from shared.runs.facts import commit
+from shared.runs.processes import device, worker
 from shared.runs.reports import in_chunks, majority_report, shown, summary_of
 
 WITHOUT_LLM = ("majority", "nearest")
@@ -142,7 +143,7 @@ def main(args: list[str] | None = None) -> Path:
 
     start = time.perf_counter()
     table, attended = predict(cfg, prepared, checkpoint)
-    if rank():
+    if worker()[0]:
         return cfg.run_dir
     if cfg.eval.judge_url:
         pairs = table[table.input == "ecg"][["id", "reference", "prediction"]]

@@ -7,7 +7,6 @@ One process or `torchrun` runs it; ZeRO by `--train.deepspeed shared/runs/zero1.
 
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
@@ -18,28 +17,18 @@ from meit.instructions import instruction_pool
 from meit.model import MeitModel
 from meit.prep import prepare
 from shared.runs.facts import finished
-from shared.runs.training import StopsAtBrokenLoss, fit, over_all_processes, trainer_arguments
+from shared.runs.training import TwoRates, fit, over_all_processes, trainer_arguments
 
 
-class MeitTrainer(StopsAtBrokenLoss, Trainer):
+class MeitTrainer(TwoRates, Trainer):
     """The library's Trainer with two learning rates and a stop on a loss that is not finite."""
 
-    advice = StopsAtBrokenLoss.advice.replace("train.lr", "train.lr or train.encoder_lr")
+    advice = TwoRates.advice.replace("train.lr", "train.lr or train.encoder_lr")
 
-    def __init__(self, *args, encoder_lr: float, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.encoder_lr = encoder_lr
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            groups = [  # LoRA; everything new: encoder, projector, and the layers that the compared fusions bring
-                {"params": [p for n, p in trained if n.startswith("llm.")]},
-                {"params": [p for n, p in trained if not n.startswith("llm.")], "lr": self.encoder_lr},
-            ]
-            groups = [g for g in groups if g["params"]]
-            self.optimizer = torch.optim.AdamW(groups, self.args.learning_rate, weight_decay=self.args.weight_decay)
-        return self.optimizer
+    @staticmethod
+    def of_encoder(name: str) -> bool:
+        """Everything new, LoRA apart: encoder, projector, and the layers that the compared fusions bring."""
+        return not name.startswith("llm.")
 
 
 def arguments(cfg: Config, data_hash: str) -> TrainingArguments:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from shared.locks import locked
+from shared.runs.processes import device
 
 LSA = "lsa"
 POOLING = ("pooler", "mean", "cls")
@@ -40,23 +41,26 @@ def embed(
     texts: Sequence[str],
     cfg: TextConfig,
     cache_dir: Path,
+    fit_on: Sequence[str] = (),
+    *,
     load: Callable[[str], tuple],
-    corpus: Callable[[], list[str]] | None = None,
+    corpus: Callable[[Sequence[str]], list[str]],
 ) -> np.ndarray:
     """Vectors float32 [n, d] in the order of `texts`; equal texts, told apart by neither case nor blanks, share one.
 
-    d = cfg.dim (lsa; L2-normalised) or the model's hidden size (as the model gives it). load: name -> (tokenizer,
-    model); corpus: what lsa is fitted on, part of its identity. A text without any known n-gram is the zero vector.
-    Raises ValueError for a bad config, for lsa without a corpus, or with fewer distinct n-grams than dimensions.
+    d = cfg.dim (lsa; L2-normalised) or the model's hidden size (as the model gives it). fit_on: the training reports,
+    which lsa needs. A paper gives load: name -> (tokenizer, model), and corpus: reports -> texts that lsa is fitted on,
+    part of its identity. A text without any known n-gram is the zero vector.
+    Raises ValueError for a bad config, for lsa without reports, or with fewer distinct n-grams than dimensions.
     """
     if cfg.pooling not in POOLING:
         raise ValueError(f"text.pooling={cfg.pooling!r}: one of {', '.join(POOLING)}")
     keys = [" ".join(text.lower().split()) for text in texts]
     unique = list(dict.fromkeys(keys))
     if cfg.encoder == LSA:
-        if corpus is None:
+        if not fit_on:
             raise ValueError("text.encoder='lsa' must be fitted: give the training reports as fit_on")
-        encode = Lsa(corpus(), cfg.dim, cache_dir)
+        encode = Lsa(corpus(fit_on), cfg.dim, cache_dir)
         identity = encode.identity
     else:
         identity = sha256(json.dumps({k: v for k, v in asdict(cfg).items() if k not in ("dim", "batch")}).encode())
@@ -67,7 +71,7 @@ def embed(
 
 
 class Frozen:
-    """Texts -> vectors [n, d] of a model, on a GPU where there is one. Loaded at the first text."""
+    """Texts -> vectors [n, d] of a model, on the GPU of this process where there is one. Loaded at the first text."""
 
     def __init__(self, cfg: TextConfig, load: Callable[[str], tuple]):
         self.cfg, self.load, self.model = cfg, load, None
@@ -76,7 +80,7 @@ class Frozen:
     def __call__(self, texts: list[str]) -> np.ndarray:
         if self.model is None:
             self.tokenizer, model = self.load(self.cfg.encoder)
-            self.model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32).eval()
+            self.model = model.to(device(), torch.float32).eval()
         cut = {"padding": True, "truncation": True, "max_length": self.cfg.max_length, "return_tensors": "pt"}
         batch = self.tokenizer(texts, **cut).to(self.model.device)
         out = self.model(**batch)

@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from shared.ecg.downstream import Downstream, downstream_hash
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device
+from shared.runs.evaluation import checkpoint_of
+from shared.runs.processes import device
 from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, prepare_tasks, prevalence, score_tasks
 from supreme.baselines import load
 from supreme.config import Config, parse

@@ -1,14 +1,11 @@
-"""Losses of SuPreME and its baselines (reference: M5), each the same on W processes as on one with the joined batch.
-
-Under data parallelism a process contributes its share so that the MEAN over processes of the returned losses, and of
-their gradients (what DDP and DeepSpeed take), equal one process with all records.
-"""
+"""Losses of SuPreME's labels (reference: M5), each the same on W processes as on one with the joined batch."""
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from shared.runs.processes import gather, rank, world
+from shared.losses import masked_mean
+from shared.runs.processes import world
 
 MAX_POS_WEIGHT = 20.0
 
@@ -24,7 +21,7 @@ def bce(
         target = y.float().masked_fill(~mask, 0)
         weight = None if pos_weight is None else pos_weight.float()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none", pos_weight=weight)
-        return _masked_mean(loss, mask)
+        return masked_mean(loss, mask)
 
 
 def asymmetric(
@@ -46,7 +43,7 @@ def asymmetric(
         q = (p - shift).clamp(min=0)
         positive = -((1 - p) ** gamma_pos) * F.logsigmoid(x)
         negative = -(q**gamma_neg) * torch.log1p(-q)
-        return _masked_mean(target * positive + (1 - target) * negative, mask)
+        return masked_mean(target * positive + (1 - target) * negative, mask)
 
 
 def pos_weight(counts: torch.Tensor) -> torch.Tensor:
@@ -61,28 +58,3 @@ def count_labels(y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if world() > 1:
         dist.all_reduce(counts)
     return counts
-
-
-def _masked_mean(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Processes may hold different numbers of masked labels: each divides its sum by the mean number per process."""
-    count = mask.sum().float()
-    if world() > 1:
-        dist.all_reduce(count)
-    return (loss * mask).sum() * world() / count.clamp(min=1)
-
-
-def info_nce(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SUM of the two directions of InfoNCE (as in MERL, not their mean) between unit rows a and b, both [B, d].
-
-    Positives are rows of equal number, negatives all other rows of all processes; each process needs the same B.
-    """
-    with torch.autocast(a.device.type, enabled=False):  # 8 bits of mantissa are too few for cosines / 0.07
-        a, b = a.float(), b.float()
-        target = torch.arange(len(a), device=a.device) + len(a) * rank()
-        from_a = F.cross_entropy(a @ gather(b).T / temperature, target)
-        return from_a + F.cross_entropy(b @ gather(a).T / temperature, target)
-
-
-def unit(x: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length, in float32."""
-    return F.normalize(x.float(), dim=-1)

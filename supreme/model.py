@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from shared.losses import unit
 from supreme.cfn import CardiacFusionNetwork
 from supreme.encoder import N_LEADS, LeadEncoder, ResNetEncoder, keep_tokens
 from supreme.layers import LogitLinear
-from supreme.losses import asymmetric, bce, count_labels, pos_weight, unit
+from supreme.losses import asymmetric, bce, count_labels, pos_weight
 from supreme.ssl import SslConfig
 
 CHOICES = {

@@ -5,20 +5,10 @@ The small encoder, lsa, is fitted on the statements of the training reports and 
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-import numpy as np
 
 from shared import vectors
 from supreme.statements import normalise, split
 from supreme.terminology import terminology
-
-
-def embed(
-    texts: Sequence[str], cfg: vectors.TextConfig, cache_dir: Path, fit_on: Sequence[str] | None = None
-) -> np.ndarray:
-    """As `shared.vectors.embed`. fit_on: the training reports, which lsa needs."""
-    return vectors.embed(texts, cfg, cache_dir, _load, partial(_corpus, fit_on) if fit_on else None)
 
 
 def _load(name: str) -> tuple:
@@ -32,3 +22,6 @@ def _corpus(reports: Sequence[str]) -> list[str]:
     statements = {normalise(statement) for report in set(reports) for statement in split(report)}
     names = {name.lower() for term in terminology() for name in (term.preferred, *term.synonyms)}
     return sorted(statements | names)
+
+
+embed = partial(vectors.embed, load=_load, corpus=_corpus)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 
 
@@ -82,8 +83,3 @@ class Convirt(nn.Module):
         cfg = self.cfg
         v, u = self.image(maps), self.text(hidden, attention_mask)
         return {"global": contrast(v, u, cfg.tau, (cfg.weight_image, cfg.weight_text), cfg.gather)}
-
-
-def unit(x: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length, in float32."""
-    return F.normalize(x.float(), dim=-1)

@@ -21,8 +21,9 @@ from transformers.utils import logging
 from shared.metrics.segmentation import metrics_of_rows
 from shared.metrics.six_tasks import metrics_of
 from shared.runs.config import hash_of
-from shared.runs.evaluation import checkpoint_of, device, entries, evaluated, keep, rank
+from shared.runs.evaluation import checkpoint_of, entries, evaluated, keep
 from shared.runs.facts import commit
+from shared.runs.processes import device, worker
 from shared.runs.tasks import TaskEvaluation, cycle, eval_identity, labels_table, predict_all, prevalence
 from synth_medvlp import finetune, segment
 from synth_medvlp.config import Config, parse
@@ -220,7 +221,7 @@ def main(args: list[str] | None = None) -> Path:
         predict_all(evaluation, group, evaluation.parts) if group else pd.DataFrame(columns=c)
         for group, c in zip(groups, columns, strict=True)
     )
-    if rank():
+    if worker()[0]:
         return cfg.run_dir
     labels = labels_table(evaluation.downstream)
     kinds = class_kinds(evaluation.downstream)

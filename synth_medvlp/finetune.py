@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from shared.metrics.classification import auroc_per_class
 from shared.metrics.probe import ProbeConfig, probe
+from shared.runs.processes import device
 from synth_medvlp.downstream import Release, Task
 
 VAL = "~val"
@@ -125,9 +126,9 @@ class BestEpoch(TrainerCallback):
 @contextmanager
 def one_process():
     """Under torchrun each process fits models of its own; the Trainer must not see the others."""
-    hidden = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if key in os.environ}
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(hidden.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device())
+    hidden = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if key in os.environ}
     try:
         yield
     finally:

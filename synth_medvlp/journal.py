@@ -13,12 +13,9 @@ from pathlib import Path
 
 from rich.progress import track
 
+from shared.runs.processes import worker
+
 POLL_S = 0.5
-
-
-def worker() -> tuple[int, int]:
-    """(number of this process, how many there are)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def shows_progress() -> bool:

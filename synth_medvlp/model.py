@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from shared.losses import unit
 from shared.runs.checkpoint import fetched
 from synth_medvlp import convirt, gloria
 from synth_medvlp.data import NORMALISE, normalise
@@ -253,7 +254,7 @@ class VlpModel(PreTrainedModel):
 
 def _pair(v: torch.Tensor, u: torch.Tensor, asked: Prompts) -> torch.Tensor:
     """[B, C]: e^s+ / (e^s+ + e^s-) over cosines."""
-    u, sides = convirt.unit(u), []
+    u, sides = unit(u), []
     for negative in (False, True):
         of_class = asked.of_class[asked.negative == negative]
         mean = torch.zeros(int(of_class.max()) + 1, u.shape[1], device=u.device)

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from shared.runs.facts import finished
-from shared.runs.training import StopsAtBrokenLoss, fit, n_processes, over_all_processes, trainer_arguments
+from shared.runs.processes import n_processes
+from shared.runs.training import StopsAtBrokenLoss, fit, over_all_processes, trainer_arguments
 from synth_medvlp.config import Config, parse
 from synth_medvlp.data import BySource, Collator, PairDataset, sentences_of
 from synth_medvlp.model import VlpModel, tokeniser_of

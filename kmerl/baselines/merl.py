@@ -9,9 +9,10 @@ from torch import nn
 
 from kmerl.baselines.resnet1d import AttentionPool, ResNet18, map_length
 from kmerl.baselines.vit1d import ViT1d
-from kmerl.losses import entity_bce, info_nce, unit
+from kmerl.losses import entity_bce
 from kmerl.masking import draw_leads
 from kmerl.model import EcgConfig, EcgModel, EcgOutput, ModelConfig
+from shared.losses import info_nce, unit
 
 
 class MerlConfig(EcgConfig):

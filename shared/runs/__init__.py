@@ -3,7 +3,7 @@
     config.py      the sections and the command line that all configs have
     plan.py        the command line, tables and memory of all plans
     training.py    what surrounds a Trainer: its arguments, and what a run leaves behind
-    processes.py   the processes of one training run
+    processes.py   the processes of one run: who each is, its GPU, what they exchange
     evaluation.py  what surrounds a model that is evaluated: whose weights, work in parts
     tasks.py       runs that are scored on downstream tasks    reports.py  on the reports that they write
     predict.py     the options of all predict

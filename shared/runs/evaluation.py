@@ -2,12 +2,12 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from rich.progress import track
 
 from shared.locks import write_whole
@@ -15,18 +15,14 @@ from shared.metrics.interval import Metric, intervals
 from shared.metrics.scorecard import dumps
 from shared.runs.checkpoint import fetched, run_file
 from shared.runs.config import RunConfig, check_writable
+from shared.runs.processes import device as device  # where modules that synth_medvlp/generate.py hashes look
+from shared.runs.processes import worker
 from shared.store import disk_errors
 
 
 def rank() -> int:
-    """Number of this process; only 0 writes. Evaluation is started by torchrun, but its processes do not talk."""
-    return int(os.environ.get("RANK", 0))
-
-
-def device() -> torch.device:
-    """The GPU of this process, where there is one."""
-    gpu = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
+    """Number of this worker; of those that share an evaluation only 0 writes."""
+    return worker()[0]
 
 
 def checkpoint_of(cfg: RunConfig) -> Path:
@@ -61,13 +57,16 @@ def evaluated(cfg: RunConfig, identity: dict) -> bool:
 
 def keep(cfg: RunConfig, summary: dict, **tables: pd.DataFrame) -> None:
     """Write each table as `<name>.parquet` into the run's folder and, last, the summary as `metrics.json`, whole or not
-    at all: it vouches for the tables. StoreError where the disk is full."""
+    at all: it vouches for the tables. Parts of other evaluations of the run are removed. StoreError where the disk is
+    full."""
     file = cfg.run_dir / "metrics.json"
     file.unlink(missing_ok=True)
     with disk_errors(cfg.run_dir):
         for name, table in tables.items():
             table.to_parquet(cfg.run_dir / f"{name}.parquet", index=False)
         write_whole(file, dumps(summary))
+    for parts in set(cfg.run_dir.glob("parts-*")) - {cfg.run_dir / f"parts-{summary['evaluation_hash']}"}:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def in_parts(
@@ -80,7 +79,8 @@ def in_parts(
     """
     parts.mkdir(parents=True, exist_ok=True)
     files = [parts / f"{name}.parquet" for name in jobs]
-    mine = list(zip(jobs.values(), files, strict=True))[rank() :: int(os.environ.get("WORLD_SIZE", 1))]
+    number, n_workers = worker()
+    mine = list(zip(jobs.values(), files, strict=True))[number::n_workers]
     mine = [(job, file) for job, file in mine if not file.exists()]
     for job, file in track(mine, title, disable=not os.isatty(2)):
         part = make(job)

@@ -1,4 +1,6 @@
-"""The processes of one run: how many, rows of all of them with gradients, and their end. Serves every package.
+"""The processes of one run: who each is, its GPU, rows of all of them with gradients, and their end. Serves every
+package. `worker` and `device` go by what the launcher says, `rank` and `world` by the group, which processes form for
+training alone: those of data generation and evaluation share work, but do not talk.
 
 A process contributes its share of a loss so that the MEAN over processes of losses and gradients (what DDP and
 DeepSpeed take) equals one process with the joined batch.
@@ -14,13 +16,29 @@ import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
 
+def n_processes() -> int:
+    """How many torchrun or accelerate started; known before they have found each other."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def worker() -> tuple[int, int]:
+    """(Number of this process, how many were started)."""
+    return int(os.environ.get("RANK", 0)), n_processes()
+
+
+def device() -> torch.device:
+    """The GPU of this process, where there is one."""
+    gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
+
+
 def world() -> int:
-    """Number of processes."""
+    """Number of processes in the group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Number of this process in the group."""
     return dist.get_rank() if world() > 1 else 0
 
 

@@ -16,7 +16,7 @@ import torch
 from shared.locks import write_whole
 from shared.runs.config import RunConfig, dump
 from shared.runs.facts import run_json
-from shared.runs.processes import end_processes
+from shared.runs.processes import end_processes, n_processes
 from shared.store import disk_errors
 
 
@@ -32,9 +32,26 @@ class StopsAtBrokenLoss:
         return loss
 
 
-def n_processes() -> int:
-    """How many will train together; known before they have found each other."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+class TwoRates(StopsAtBrokenLoss):
+    """And gives the parameters that a paper's `of_encoder` names a learning rate of their own; None: the same."""
+
+    def __init__(self, *args, encoder_lr: float | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.encoder_lr = encoder_lr
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            args = self.args
+            lr = args.learning_rate if self.encoder_lr is None else self.encoder_lr
+            trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for n, p in trained if not self.of_encoder(n)]},
+                {"params": [p for n, p in trained if self.of_encoder(n)], "lr": lr},
+            ]
+            groups = [g for g in groups if g["params"]]
+            betas = args.adam_beta1, args.adam_beta2
+            self.optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay)
+        return self.optimizer
 
 
 def over_all_processes(model: torch.nn.Module) -> torch.nn.Module:

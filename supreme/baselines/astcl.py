@@ -16,10 +16,10 @@ discriminator tells noisy from clean; the encoder gets its gradient with the sig
 import torch
 from torch.nn import functional as F
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 from supreme.augment import denoise, noise, wander
 from supreme.baselines.common import SslModel, cosine_loss, needs_lead_tokens
-from supreme.losses import unit
 
 SHORT, LONG = 0.002, 0.08  # widths of the two means as shares of a record: 20 ms and 0.8 s of 10 s
 

@@ -11,10 +11,10 @@ from itertools import combinations
 import torch
 from torch import nn
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 from supreme.baselines.common import SslModel, needs_lead_tokens
 from supreme.encoder import keep_tokens
-from supreme.losses import unit
 
 
 class Clocs(SslModel):

@@ -14,12 +14,12 @@ import math
 import torch
 from torch import nn
 
+from shared.losses import unit
 from shared.runs.processes import gather
 from supreme.baselines.common import SslModel, needs_lead_tokens
 from supreme.baselines.st_mem import complete, patches
 from supreme.encoder import keep_tokens
 from supreme.layers import Block
-from supreme.losses import unit
 
 
 class Crt(SslModel):

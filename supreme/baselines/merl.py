@@ -5,8 +5,8 @@ the encoder that all share. Zero-shot scores are cosines with the vectors of the
 import torch
 from torch import nn
 
+from shared.losses import info_nce, unit
 from supreme.baselines.common import SslModel
-from supreme.losses import info_nce, unit
 from supreme.model import EcgOutput
 
 

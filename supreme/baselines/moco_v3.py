@@ -5,9 +5,9 @@ instability at scale, is not used: all baselines train the same encoder."""
 import torch
 from torch.nn import functional as F
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 from supreme.baselines.common import SslModel, Target, rising
-from supreme.losses import unit
 
 
 class MoCoV3(SslModel):

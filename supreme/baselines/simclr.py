@@ -5,9 +5,9 @@
 import torch
 from torch.nn import functional as F
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 from supreme.baselines.common import SslModel
-from supreme.losses import unit
 
 
 class SimClr(SslModel):

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shared.losses import unit
 from shared.runs.processes import gather, rank
 from supreme.augment import noise, permute, scale
 from supreme.baselines.common import SslModel
 from supreme.baselines.simclr import nt_xent
 from supreme.layers import Block
-from supreme.losses import unit
 
 SCALE_SD = 0.55  # published: factors from N(2, 1.1), of which the common 2 would be lost
 

@@ -10,7 +10,6 @@ import torch
 
 from argus.config import DataConfig
 from argus.data import (
-    IGNORE,
     PROMPTS,
     Collator,
     PretrainCollator,
@@ -26,6 +25,7 @@ from argus.data import (
     train_tokenizer,
 )
 from argus.manifest import SECTIONS
+from shared.tokens import IGNORE
 
 REPORTS = [
     "Nodule of 6 mm in the left upper lobe.",

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from argus.config import DataConfig, SimulateCt
-from argus.data import IGNORE, prompt_text, train_tokenizer
+from argus.data import prompt_text, train_tokenizer
 from argus.language import LEFT_OUT, WITHOUT_PLACE, LanguageDataset, drawn_reports, listed, lists_of, texts_hash
 from shared.ct.simulate import draw_studies
+from shared.tokens import IGNORE
 
 SIMULATE = SimulateCt(n_patients={"ct-rate": 5, "bimcv-r": 3, "inspect": 4}, seed=3)
 

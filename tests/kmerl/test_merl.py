@@ -9,8 +9,8 @@ from kmerl.baselines.merl import hide_leads
 from kmerl.baselines.resnet1d import AttentionPool, ResNet18, map_length
 from kmerl.baselines.supervised import SupervisedModel
 from kmerl.baselines.vit1d import ViT1d
-from kmerl.losses import info_nce, unit
 from kmerl.model import ModelConfig
+from shared.losses import info_nce, unit
 
 KINDS = {
     "resnet": {"method": "merl"},

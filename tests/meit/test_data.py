@@ -9,7 +9,6 @@ import torch
 
 from meit.config import DataConfig
 from meit.data import (
-    IGNORE,
     Collator,
     ReportDataset,
     clean_report,
@@ -21,6 +20,7 @@ from meit.data import (
     train_tokenizer,
 )
 from meit.instructions import FIXED_INSTRUCTION, instruction_pool
+from shared.tokens import IGNORE
 
 REPORTS = ["Sinus rhythm. Normal EKG", "Atrial  fibrillation", "", "Something wrong with the data", "LBBB. " * 60]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from shared import vectors
 from shared.vectors import TextConfig, cached
@@ -16,8 +17,8 @@ def load(name):
     return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
 
 
-def embed(texts, cfg, folder, fit_on=None):
-    return vectors.embed(texts, cfg, folder, load, fit_on and (lambda: sorted(fit_on)))
+def embed(texts, cfg, folder, fit_on=()):
+    return vectors.embed(texts, cfg, folder, fit_on, load=load, corpus=sorted)
 
 
 def test_lsa_is_the_same_again_and_from_disk(tmp_path, monkeypatch):
@@ -122,3 +123,14 @@ def test_a_model_is_loaded_only_for_new_texts(bert, tmp_path, monkeypatch):
 def test_another_pooling_is_another_vector(bert, tmp_path):
     cls, mean = (embed(["sinus rhythm"], TextConfig(str(bert), pooling=p), tmp_path) for p in ("cls", "mean"))
     assert not np.allclose(cls, mean, atol=1e-3)
+
+
+def test_a_model_goes_to_the_gpu_of_its_process(monkeypatch):
+    class Model:
+        def to(self, place, dtype):
+            raise LookupError(place)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(LookupError, match="cuda:3"):
+        vectors.Frozen(TextConfig("x"), lambda name: (None, Model()))(["LVH"])

@@ -2,8 +2,8 @@
 
 import torch
 
+from shared.losses import unit
 from supreme.baselines import METHODS, build
-from supreme.losses import unit
 from supreme.model import ModelConfig
 from supreme.ssl import SslConfig
 

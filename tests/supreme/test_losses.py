@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from supreme_models import batch, small
-from torch.nn import functional as F
 from two_ranks import parallel_step, two_ranks
 
-from supreme.losses import asymmetric, bce, count_labels, info_nce, pos_weight, unit
+from supreme.losses import asymmetric, bce, count_labels, pos_weight
 
 Y = torch.tensor([[1, 0, 0.5, 1, 0, 1], [0, 0, 0, 0, 1, 1], [1, 1, 0, 0.5, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1]], dtype=torch.bool)
@@ -16,10 +15,6 @@ MASK = torch.tensor([[1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1]]
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def unit_rows(n, d=8, seed=0):
-    return unit(draw(n, d, seed=seed))
 
 
 def plain(logits, part):
@@ -90,19 +85,6 @@ def test_extreme_and_rounded_logits_stay_finite(loss):
     assert value.dtype == torch.float32 and torch.equal(value, loss(draw(3, 6).bfloat16().float(), Y, MASK))
 
 
-def test_info_nce_is_the_sum_of_both_directions():
-    a, b = unit_rows(5), unit_rows(5, seed=1)
-    total = 0.0
-    for i in range(5):
-        for x, y in ((a, b), (b, a)):
-            scores = [float(x[i] @ y[j]) / 0.07 for j in range(5)]
-            total += math.log(sum(math.exp(s) for s in scores)) - scores[i]
-    assert info_nce(a, b, 0.07).item() == pytest.approx(total / 5, rel=1e-4)
-    assert info_nce(a, b, 1e6).item() == pytest.approx(2 * math.log(5), rel=1e-4)  # a mean would be log 5
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(info_nce(a, b, 0.07), info_nce(a, b, 0.07))
-
-
 # --- two processes
 
 
@@ -125,20 +107,13 @@ def two_rank_inputs() -> dict[str, torch.Tensor]:
     return inputs
 
 
-def contrast(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    a = unit_rows(2 * N)[rows].requires_grad_()
-    return info_nce(a, unit_rows(2 * N, seed=1)[rows], 0.07), a
-
-
 def work(rank: int) -> dict:
     rows, found = slice(rank * N, (rank + 1) * N), {}
     mine = {k: v if k == "queries" else v[rows] for k, v in two_rank_inputs().items()}
     for name, overrides in MODELS.items():
         out, gradients = parallel_step(small(**overrides), mine)
         found[name] = out.loss.item(), gradients
-    loss, a = contrast(rows)
-    loss.backward()
-    return found | {"contrast": (loss.item(), a.grad)}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -158,26 +133,3 @@ def test_two_processes_equal_one_with_the_joined_batch(name, ranks):
         assert torch.allclose(grads0[key], grads1[key]), key
         assert torch.allclose(grads0[key], p.grad, atol=1e-5), key
         assert p.grad.abs().max() > 1e-5, key
-
-
-def test_the_contrast_of_two_processes_has_the_gradient_of_one(ranks):
-    loss, a = contrast(slice(None))
-    loss.backward()
-    parts = [rank["contrast"] for rank in ranks]
-    assert sum(value for value, _ in parts) / 2 == pytest.approx(loss.item(), abs=1e-5)
-    assert torch.allclose(torch.cat([grad for _, grad in parts]) / 2, a.grad, atol=1e-5)
-
-
-def test_the_gradient_through_other_processes_features_counts():
-    """With gathered features as constants the gradient would be another one."""
-    b = unit_rows(2 * N, seed=1)
-    _, a = contrast(slice(None))
-    info_nce(a, b, 0.07).backward()
-    local = torch.zeros_like(a)
-    for rows in (slice(0, N), slice(N, 2 * N)):
-        x = a.detach().clone().requires_grad_()
-        known = torch.cat([x[:N] if rows.start == 0 else x[:N].detach(), x[N:] if rows.start else x[N:].detach()])
-        target = torch.arange(2 * N)[rows]
-        (F.cross_entropy(x[rows] @ b.T / 0.07, target) + F.cross_entropy(b[rows] @ known.T / 0.07, target)).backward()
-        local += x.grad / 2
-    assert (local - a.grad).abs().max() > 1e-2

@@ -7,6 +7,7 @@ import torch
 from small_baselines import PATCH, M, T, batch, optimiser, small, steps, unit_rows
 from torch.nn import functional as F
 
+from shared.losses import unit
 from supreme.baselines.astcl import same_patient
 from supreme.baselines.barlow_twins import barlow
 from supreme.baselines.clocs import contrast, part_tokens
@@ -16,7 +17,6 @@ from supreme.baselines.moco_v3 import momentum_contrast
 from supreme.baselines.simclr import nt_xent
 from supreme.baselines.st_mem import LeadDecoder, masked_mse, patches, standard_patches
 from supreme.baselines.ts_tcc import predict_other
-from supreme.losses import unit
 
 # --- plain formulas
 

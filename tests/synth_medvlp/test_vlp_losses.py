@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 from two_ranks import parallel_step, two_ranks
 from vlp_models import batch, small
 
+from shared.losses import unit
 from synth_medvlp import gloria
-from synth_medvlp.convirt import contrast, head, pool, unit
+from synth_medvlp.convirt import contrast, head, pool
 from synth_medvlp.gloria import both_ways, local_similarity, prompt_scores, prompt_words, sum_pieces, words_of
 
 # 3 texts of 8 pieces: words of one, two and three pieces, [SEP], padding

@@ -8,8 +8,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, ResNetConfig, ResNetForImageClassification
 from vlp_models import TEXTS, batch, config, images, small, tokeniser
 
+from shared.losses import unit
 from synth_medvlp import gloria
-from synth_medvlp.convirt import unit
 from synth_medvlp.encoders import load_weights
 from synth_medvlp.model import OF_METHOD, PROFILES, ModelConfig, VlpModel, load, tokeniser_of
 
