@@ -82,8 +82,16 @@ class RunConfig:
     TESTED: ClassVar[tuple[tuple[str, str], ...]] = ()  # keys among them that change the scores, not the weights
 
     @property
+    def tier_dir(self) -> Path:
+        return Path(self.runs) / self.PAPER / self.tier
+
+    def dir_of(self, experiment: str, seed: int) -> Path:
+        """Folder of a run of this tier; of a fold: `<experiment>/fold-<n>`."""
+        return self.tier_dir / experiment / f"seed{seed}"
+
+    @property
     def run_dir(self) -> Path:
-        return Path(self.runs) / self.PAPER / self.tier / self.experiment / f"seed{self.seed}"
+        return self.dir_of(self.experiment, self.seed)
 
     def starts(self) -> list[str | None]:
         """Checkpoints whose weights this run starts from."""

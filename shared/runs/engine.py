@@ -59,16 +59,16 @@ def run_arguments(paper: Paper, cfg: RunConfig, name: str, seed: int, fold: int 
     """The command line of one run: this tier's config as it was resolved, then the experiment's keys, then the tier's
     own keys for that experiment."""
     experiment = paper.experiment(cfg, name)
-    keys = {"experiment": f"{name}/fold-{fold}" if fold else name, "seed": seed}
+    keys = {"experiment": _folder(name, fold), "seed": seed}
     if experiment.inputs:
         keys["eval.inputs"] = list(experiment.inputs)
     keys |= paper.keys(cfg, name)
-    keys |= {key: str(run_dir(cfg, run, 0) / "checkpoint") for key, run in paper.starts_from(cfg, name).items()}
+    keys |= {key: str(cfg.dir_of(run, 0) / "checkpoint") for key, run in paper.starts_from(cfg, name).items()}
     keys |= experiment.overrides
     if fold:
         keys["data.split"] = f"fold-{fold}"
     keys |= cfg.reproduce.keys_of(name)
-    paths = {e: run_dir(cfg, e, seed) / "checkpoint" for e in experiment.after}
+    paths = {e: cfg.dir_of(e, seed) / "checkpoint" for e in experiment.after}
     values = {k: v.format(**paths) if isinstance(v, str) else json.dumps(v) for k, v in keys.items()}
     return [f"--config={tier_file(cfg)}", *(f"--{k}={v}" for k, v in values.items())]
 
@@ -76,15 +76,15 @@ def run_arguments(paper: Paper, cfg: RunConfig, name: str, seed: int, fold: int 
 def tier_file(cfg: RunConfig) -> Path:
     """The tier's config with what the command line replaced; named by its content, so never half read or rewritten."""
     text = dump(cfg)
-    file = Path(cfg.runs) / cfg.PAPER / cfg.tier / f"tier-{hash_of(text)[:8]}.yaml"
+    file = cfg.tier_dir / f"tier-{hash_of(text)[:8]}.yaml"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, text)
     return file
 
 
-def run_dir(cfg: RunConfig, name: str, seed: int) -> Path:
-    return Path(cfg.runs) / cfg.PAPER / cfg.tier / name / f"seed{seed}"
+def _folder(name: str, fold: int) -> str:
+    return f"{name}/fold-{fold}" if fold else name
 
 
 def one_run(paper: str, args: list[str], train: bool, score: bool) -> None:
@@ -212,7 +212,8 @@ def main(paper: Paper, args: list[str] | None = None) -> dict:
         names = experiments_for(paper, cfg, claims, claim, everything)
         seeds = cfg.reproduce.seeds + (cfg.reproduce.more_seeds if everything or claim else [])
         evidence.check(cfg)
-        from_nothing = not any(run_dir(cfg, name, seed).exists() for name, seed, _ in planned(paper, cfg, names, seeds))
+        runs = planned(paper, cfg, names, seeds)
+        from_nothing = not any(cfg.dir_of(_folder(name, fold), seed).exists() for name, seed, fold in runs)
         check_writable("runs", cfg.runs)
         check_writable("results", cfg.results)
         run_all(paper, cfg, names, seeds)

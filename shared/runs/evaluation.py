@@ -20,11 +20,6 @@ from shared.runs.processes import worker
 from shared.store import disk_errors
 
 
-def rank() -> int:
-    """Number of this worker; of those that share an evaluation only 0 writes."""
-    return worker()[0]
-
-
 def checkpoint_of(cfg: RunConfig) -> Path:
     """`eval.checkpoint`, or this run's own. Raises FileNotFoundError where no run has ended there."""
     checkpoint = fetched(cfg.eval.checkpoint or cfg.run_dir / "checkpoint")

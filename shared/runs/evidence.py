@@ -43,9 +43,8 @@ def read_predictions(cfg: RunConfig, name: str, seed: int) -> pd.DataFrame:
 
 def run_folders(cfg: RunConfig, name: str, seed: int) -> list[Path]:
     """Folders of one experiment and seed: one, or one per fold."""
-    base = Path(cfg.runs) / cfg.PAPER / cfg.tier / name
-    folds = sorted(base.glob("fold-*"), key=lambda p: int(p.name.removeprefix("fold-")))
-    return [f / f"seed{seed}" for f in folds] or [base / f"seed{seed}"]
+    folds = sorted((cfg.tier_dir / name).glob("fold-*"), key=lambda p: int(p.name.removeprefix("fold-")))
+    return [f / f"seed{seed}" for f in folds] or [cfg.dir_of(name, seed)]
 
 
 def check(cfg: RunConfig) -> None:

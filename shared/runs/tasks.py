@@ -23,9 +23,10 @@ from shared.ecg.tasks import TASKS
 from shared.metrics.probe import ProbeConfig
 from shared.metrics.six_tasks import average, items_of, metrics_of, task_metrics, usable_tasks
 from shared.runs.config import RunConfig, SimulateConfig
-from shared.runs.evaluation import entries, evaluated, in_parts, keep, rank, weights_of
+from shared.runs.evaluation import entries, evaluated, in_parts, keep, weights_of
 from shared.runs.evidence import Scored, add_seed, folder, read_predictions, runs_of
 from shared.runs.facts import commit
+from shared.runs.processes import worker
 
 Kinds = Mapping[str, Sequence[str]]  # task -> kind of each class ("seen" ..), for `metrics_of`
 
@@ -185,7 +186,7 @@ def score_tasks(
     if evaluated(cfg, identity):
         return cfg.run_dir
     table = predict_all(evaluation, specs, cfg.run_dir / f"parts-{evaluation_hash}")
-    if rank():
+    if worker()[0]:
         return cfg.run_dir
     labels = labels_table(evaluation.downstream)
     source = " + ".join(dict.fromkeys(release.packed.source for release in evaluation.downstream.values()))

@@ -131,7 +131,7 @@ def test_every_run_waits_for_the_checkpoints_it_names(package):
         for name, seed, fold in (each for each in plan if each[1] == cfg.reproduce.seeds[0]):
             words = " ".join(engine.run_arguments(paper, cfg, name, seed, fold))
             for other in plan:
-                if str(engine.run_dir(cfg, *other[:2]) / "checkpoint") in words:
+                if str(cfg.dir_of(*other[:2]) / "checkpoint") in words:
                     assert other in plan[name, seed, fold], f"{name} starts from {other[0]}"
         while ready := {each for each, needs in plan.items() if needs <= done} - done:
             done |= ready
