@@ -1,4 +1,4 @@
-"""Clinical metrics of published models behind one interface (reference: "Evaluation protocols", traps 22 and 25).
+"""Clinical metrics of published models behind one interface (reference: "Evaluation protocols").
 
     rate(pairs, models)      a column or more per metric and pair of texts, kept in predictions.parquet
     clinical_scores(table)   those columns -> Scores; a metric without columns is not computed, which is not 0

@@ -35,7 +35,7 @@ class DataConfig:
     clip: str = "before"  # or "after" resampling, as CT-CLIP's training does
     rules: dict[str, Any] = field(default_factory=dict)  # fields of argus.manifest.Rules
     split_seed: int = 0
-    max_tokens: int = 1024  # prompt + report; the visual tokens have a budget of their own (trap 14)
+    max_tokens: int = 1024  # prompt + report; the visual tokens have a budget of their own
     share: float = 1.0  # of the training patients, with as many updates; smaller shares are subsets of larger ones
     texts: dict[str, int] = field(default_factory=dict)  # objective language: further simulated patients per source
     n_train: int = 0  # use only the first n training records; 0 = all

@@ -1,4 +1,4 @@
-"""CT-3DRRG: one manifest over CT-RATE, BIMCV-R and INSPECT (reference: "Data / CT-3DRRG", traps 5-13).
+"""CT-3DRRG: one manifest over CT-RATE, BIMCV-R and INSPECT (reference: "Data / CT-3DRRG").
 
 Total, filters and splits of the paper's benchmark are not established, so each rule is a field of `Rules`. Every volume
 that a data set names is either a row of the manifest or counted under one reason: kept + dropped = found, per source.

@@ -142,7 +142,7 @@ class UnitLinear(nn.Linear):
 class ClipModel(nn.Module):
     """CLIP over volumes and reports. tower: a BERT-like model with `last_hidden_state`, its first position read.
 
-    The temperature is learnt as t, from log(1 / 0.07) and at most log(100), and exponentiated (trap 15).
+    The temperature is learnt as t, from log(1 / 0.07) and at most log(100), and exponentiated.
     """
 
     def __init__(self, encoder: VitEncoder, tower: nn.Module):
@@ -168,7 +168,7 @@ class ClipModel(nn.Module):
     def forward(self, volume, text_ids, text_mask, study, **_) -> ObjectiveOutput:
         """volume [B, 1, D, H, W]; text_ids, text_mask [B, L]; study int64 [B]: one number per report.
 
-        Rows of one study (several reconstructions) or of the same text are no negatives of each other (trap 7). In
+        Rows of one study (several reconstructions) or of the same text are no negatives of each other. In
         several processes the negatives are those of all, and each needs the same B.
         """
         v, u = self.image(volume), self.text(text_ids, text_mask)

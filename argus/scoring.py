@@ -28,7 +28,7 @@ BY_SOURCE = ("finding_f1", "finding_macro_f1", "bleu_4", "rouge_l_f1", "meteor_1
 # Named after the first laptop runs were seen, to show what is left without them: shown, never decisive.
 LEFT_OUT = ("septal_thickening", "pleural_effusion", "coronary_calcification")
 _EXAM = r"(?:exam\w*|stud(?:y|ies)|scans?|imaging|images?|cts?|tomograph\w*|reports?|radiographs?)"
-PRIOR = re.compile(  # an earlier examination or a date: what no volume shows (trap 22)
+PRIOR = re.compile(  # an earlier examination or a date: what no volume shows
     rf"\b(?:previous|prior|earlier|last|former|old)\s+(?:\w+\s+){{0,2}}{_EXAM}\b"
     r"|\b(?:compared|comparison)\s+(?:to|with)\s+(?:the\s+)?(?:previous|prior|earlier|last)\b"
     r"|\bunchanged\b|\binterval (?:change|increase|decrease|progression)\b|\bsince the (?:last|previous|prior)\b"

@@ -38,7 +38,7 @@ class TrainConfig(RunTrainConfig):
 
 @dataclass
 class EvalConfig(TaskEvalConfig):
-    """Zero-shot and probing (reference: Evaluation protocols; variant: D4, traps 1, 2, 16)."""
+    """Zero-shot and probing (reference: Evaluation protocols; variant: D4)."""
 
     inputs: list[str] = field(default_factory=lambda: ["12 leads"])  # see kmerl/inputs.py
     prompts: str = "names"  # names (class descriptions) | engineered (shared/ecg/prompts.yaml): MERL's way

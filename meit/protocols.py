@@ -1,4 +1,4 @@
-"""MEIT's two scoring protocols (reference: Evaluation protocols; Traps 11): `as_published` and `corrected`.
+"""MEIT's two scoring protocols (reference: Evaluation protocols): `as_published` and `corrected`.
 
 as_published, what the public code computes:
   - both texts keep what decoding leaves in front of the report: the assistant tag (main scripts) or the whole prompt

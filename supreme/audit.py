@@ -185,7 +185,7 @@ def _related(a: str, b: str) -> bool:
 
 
 def coverage(found: "Extraction", labels: Labels) -> dict:
-    """Records by their number of positive labels; records with a summary statement (trap 24), flagged, left out."""
+    """Records by their number of positive labels; records with a summary statement, flagged, left out."""
     n_labels = (labels.y == 1).sum(axis=1)
     summary = [any(e.category == "summary" for e in r.entities) for r in found.readings]
     return {

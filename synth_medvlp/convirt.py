@@ -1,7 +1,7 @@
 """ConVIRT (reference: ConVIRT): a global vector of each image and of each text, contrasted within the batch.
 
 Profile `convirt` is the re-implementation whose temperature, weights and sentence sampling agree with the original;
-`convirt_mgca` the baseline of MGCA. Their losses differ in scale and must not be compared (Trap 4).
+`convirt_mgca` the baseline of MGCA. Their losses differ in scale and must not be compared.
 """
 
 import torch

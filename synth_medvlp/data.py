@@ -1,5 +1,5 @@
 """Dataset and collator of image-text pairs: the text of an access, augmentation, normalisation (reference: ConVIRT,
-GLoRIA, Training settings; regimes; Traps 3, 5, 21).
+GLoRIA, Training settings; regimes).
 
 What an access draws follows from (seed, epoch, item) alone, so that a resumed run sees what an uninterrupted one sees.
 """
@@ -36,7 +36,7 @@ class AugmentConfig:
 
     crop: smallest share of the area of a random resized crop (1 = none); rotation_deg: largest angle; jitter: largest
     relative change of brightness and of contrast; flip: half of the images mirrored, as in the public code, though
-    reports say left and right (Trap 3).
+    reports say left and right.
     """
 
     crop: float = 0.8

@@ -1,7 +1,7 @@
 """Test hospitals as evaluation reads them: images packed once, labels, parts, masks (reference: Data; Validation sets).
 
 A task is a list of classes on the records of one release. Its kind says where it counts: headline (the mean that the
-claims are about), extra, within_source (COVIDx images of one source each, Trap 16) or masks (grounding and segmentation
+claims are about), extra, within_source (COVIDx images of one source each) or masks (grounding and segmentation
 only). Two variants: corrected (split rules that share no patient or image, frontal images, uncertain labels in no
 metric) and as_published (the public split rules; images that they list twice are two records).
 """

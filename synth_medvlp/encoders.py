@@ -1,7 +1,7 @@
 """The two towers of VLP, from `transformers`: ResNet or ViT for images, BERT for texts (reference: ConVIRT, GLoRIA).
 
 Sizes come from the config; with a hub name, or a folder, they and the weights come from there. What is loaded is
-counted and nothing may be missing (Trap 19).
+counted and nothing may be missing.
 """
 
 from dataclasses import dataclass, field

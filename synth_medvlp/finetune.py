@@ -237,7 +237,7 @@ def tables(
     """Predictions of a release (shared.runs.tasks), one table per share and draw, `name ratio #draw`.
 
     A name that ends in ~val adds validation: `name` then stands for both, `x ratio #draw` and `x~val ratio #draw`.
-    Slots of what was not learnt are NaN; images of one source are scored by the fit on all (Trap 16).
+    Slots of what was not learnt are NaN; images of one source are scored by the fit on all.
     fit_one: (task, rows to train on, draw) -> logits of val and test; each result is kept in `folder`.
     """
     found = []

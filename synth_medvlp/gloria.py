@@ -74,7 +74,7 @@ def local_similarity(
     V: torch.Tensor, T: torch.Tensor, n: torch.Tensor, temps: tuple[float, float, float], agg: str
 ) -> torch.Tensor:
     """Zloc [B_i, B_t] = temp3 log sum_w exp(temp2 cos); words are [CLS] and the n of a text. agg mean: of the
-    exponentials over the words, so that long texts do not win (Trap 6)."""
+    exponentials over the words, so that long texts do not win."""
     mask = torch.arange(T.shape[1], device=T.device) <= n[:, None]
     found = []
     for some in chunks(len(V), T.shape[0] * T.shape[1] * V.shape[1]):
@@ -142,7 +142,7 @@ def regions(cells: torch.Tensor) -> torch.Tensor:
 def prompt_words(texts: Words, characters: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(words [P, L, d] without [CLS], mask [P, L]) of prompts at inference: their true words.
 
-    characters: as published, their number counts as that of the words, so that [SEP] and empty slots enter (Trap 8).
+    characters: as published, their number counts as that of the words, so that [SEP] and empty slots enter.
     ValueError for a prompt of more characters than there are slots, where the published code breaks off.
     """
     if characters is None:

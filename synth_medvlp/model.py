@@ -47,7 +47,7 @@ class ModelConfig:
         tau: ConVIRT's temperature. weight_image, weight_text: of the cross-entropies of images and of texts.
         temp1, temp2, temp3: of GLoRIA's attention, of its words, of its similarities.
         last_layers: of BERT, that GLoRIA sums.
-        agg: GLoRIA's words: sum | mean (Trap 6).
+        agg: GLoRIA's words: sum | mean.
         gather: negatives from all processes; false = of the own process only, as MGCA.
     """
 
@@ -210,7 +210,7 @@ class VlpModel(PreTrainedModel):
 
         cos: cosine of the global vectors, mean over a list. pair: softmax over the positive and the negative text,
         which are means of unit vectors, without temperature (CheXzero). gloria: (cosine + local) / 2, maximum over a
-        list; gloria_published: with the characters of a prompt as the number of its words (Trap 8); global, local: the
+        list; gloria_published: with the characters of a prompt as the number of its words; global, local: the
         two parts. null = cos of ConVIRT, gloria of GLoRIA. ValueError for a scorer that the method does not have.
         """
         scorer = scorer or OF_METHOD[self.cfg.method][0 if self.cfg.method == "convirt" else 2]

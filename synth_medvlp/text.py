@@ -1,4 +1,4 @@
-"""Text of VLP: cleaning, sentences of a report, word pieces and words (reference: ConVIRT, GLoRIA; Traps 7, 8).
+"""Text of VLP: cleaning, sentences of a report, word pieces and words (reference: ConVIRT, GLoRIA).
 
 One cleaning for both methods and for prompts, GLoRIA's: a text is cut at enumerators and full stops, lower-case
 alphanumeric runs stay. Unlike the published code it keeps decimals ("2.8 cm") whole and never cuts a report short.

@@ -3,7 +3,7 @@
 Layout: CT*/ct/sub-X_ses-Y_..._ct.nii.gz and curated_ct_report_path_En.csv (in the root or in meta/) with `path`,
 `Report_en` (translated by machine), and `Report` (Spanish), `PatientID`, `Labels` where the release has them. The table
 was written on another machine: volumes are found by file name. HU and orientation come from each header (Argus,
-reference: "Data", trap 4); the report has no sections, so the whole of it stands in `findings`.
+reference: "Data"); the report has no sections, so the whole of it stands in `findings`.
 """
 
 import ast

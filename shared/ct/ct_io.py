@@ -1,6 +1,6 @@
 """NIfTI files to `CtVolume` in LPS, through SimpleITK, with named errors for what is not sound (dicom.py: series).
 
-Serves Argus (reference: "SimpleITK rules" 1 and 2, traps 1, 3, 4). SimpleITK decides the geometry of a NIfTI file, but
+Serves Argus (reference: "SimpleITK rules" 1 and 2). SimpleITK decides the geometry of a NIfTI file, but
 its voxels are decompressed here: ITK reads a truncated or damaged .nii.gz without an error and leaves zeros, and
 ISA-L checks length and CRC in half of zlib's time.
 
@@ -29,7 +29,7 @@ SPACING_MM = (0.05, 30.0)  # outside: metres, micrometres, or nonsense
 PIECE_BYTES = 1 << 20
 SAMPLED_VOXELS = 500_000  # plausibility looks at about as many, on a regular grid
 SPINE_HU, SPINE_SHARE, SPINE_SHIFT = 100, 0.7, 0.1  # denser than, in this share of slices, off the body's middle by
-# Shares a chest CT with its surroundings must have (reference, trap 1 for air; the others are ours).
+# Shares a chest CT with its surroundings must have (air: reference; the others are ours).
 AIR_SHARE, SOFT_SHARE, LUNG_SHARE = (0.05, 0.95), 0.05, 0.05
 
 
@@ -277,7 +277,7 @@ def _check_forms(path: Path, sform: np.ndarray, qform: np.ndarray) -> None:
 
 
 def _by_anatomy(path: Path, hu: np.ndarray) -> np.ndarray:
-    """The array in LPS where both form codes are 0 (reference, trap 4).
+    """The array in LPS where both form codes are 0.
 
     SimpleITK takes such a file for LPS, nibabel for LAS: they agree but for front and back. The reading that puts the
     spine behind is taken, and without a clear answer the volume is refused. The spine is what stays dense along the
@@ -301,7 +301,7 @@ def _by_anatomy(path: Path, hu: np.ndarray) -> np.ndarray:
 
 
 def check_chest(volume: CtVolume, path: Path | str) -> CtVolume:
-    """The volume, if its values look like a chest in HU with its surroundings (reference, trap 1), else CtReadError.
+    """The volume, if its values look like a chest in HU with its surroundings, else CtReadError.
 
     Catches a rescale that was forgotten, done twice or with the wrong slope ("not HU") and scans without lungs, such as
     heads ("not a chest CT"). Not for crops: air around the body must be in view.

@@ -5,7 +5,7 @@ dataset/metadata/{train,validation}_metadata.csv, dataset/radiology_text_reports
 dataset/multi_abnormality_labels/{train,valid}_predicted_labels.csv, dataset/metadata/no_chest_{train,valid}.txt.
 
 v1 files hold raw values under a blank header: rescale and geometry come from the metadata table. Fixed files hold HU
-under a sound header: nothing of the table is applied to them (Argus, reference: "Data" and traps 1, 3, 5, 9). The
+under a sound header: nothing of the table is applied to them (Argus, reference: "Data"). The
 folder decides, never the values; where a volume is there in both forms, the fixed one is read.
 """
 
@@ -27,7 +27,7 @@ VOLUME_NAME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)\.nii\.gz")
 NOT_GIVEN = "not given."  # the whole field; in prose it also says that no contrast agent was given
 HEAD = re.compile(r"\b(head|brain|skull|cranial|kranial|beyin|kafa)\b", re.IGNORECASE)
 
-# Reconstructions that SPECTRE removed by hand as outliers (reference, trap 5).
+# Reconstructions that SPECTRE removed by hand as outliers.
 EXCLUDED = {
     "train_1022_a": range(1, 10),
     **dict.fromkeys(("train_11401_a", "train_18676_a"), (1, 2, 3, 5, 6)),

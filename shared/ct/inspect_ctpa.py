@@ -3,7 +3,7 @@
 Layout: CTPA/*.nii.gz and the tables Final_metadata.csv (`image_id` = file name, `impression_id`), Final_splits.csv
 (`impression_id`, `split`), Final_Impressions.csv (`impression_id` and the text), Final_labels.csv (`impression_id` and
 labels; optional). Images and impressions are joined by the metadata table only: file names are not impression ids
-(Argus, reference: trap 12). Columns whose names are not established are looked for under several names.
+(Argus). Columns whose names are not established are looked for under several names.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from shared.ecg.tasks import TASKS, TaskData, load_task
 from shared.metrics.probe import ProbeConfig, out_of_fold, probe
 from shared.runs.config import SimulateConfig, data_root, hash_of
 
-AS_PUBLISHED_SAMPLES = 0.5  # CPSC2018 in the public code: the first half of the input length, then padding (trap 16)
+AS_PUBLISHED_SAMPLES = 0.5  # CPSC2018 in the public code: the first half of the input length, then padding
 
 
 @dataclass

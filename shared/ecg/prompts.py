@@ -1,6 +1,6 @@
 """What a class is asked by: its plain name, or a text about it ("engineered", MERL's way with zero-shot).
 
-MERL's own texts (one per code, whatever the task) hold faults (reference: trap 20) and are not copied; those in
+MERL's own texts (one per code, whatever the task) hold faults and are not copied; those in
 `prompts.yaml` are of our own wording, one per (task, code), so that a code gets the meaning it has in its task.
 """
 

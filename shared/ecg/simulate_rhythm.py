@@ -1,7 +1,7 @@
 """When the chambers beat: P and QRS times of simulated ECGs, for every rhythm that `codes.py` names.
 
 A sinus (or atrial, or ventricular) clock is drawn per record; ectopy, AV block and pacing then edit it. Everything is
-vectorised over records. Serves the embedded ECG data of MEIT, K-MERL and SuPreME (issue 2, part A6).
+vectorised over records. Serves the embedded ECG data of MEIT, K-MERL and SuPreME.
 """
 
 from dataclasses import dataclass

@@ -96,7 +96,7 @@ def proofs(data_root: Path, splits: Path) -> pd.DataFrame:
 
 
 def csn_pollution(splits: Path) -> pd.DataFrame:
-    """Positives of the CSN classes that the substring rule changes: exact and as published, per part (trap 2)."""
+    """Positives of the CSN classes that the substring rule changes: exact and as published, per part."""
     records, acronym_of = published_records("csn", splits), csn_acronyms(splits)
     exact, published = (load_task("csn", records, splits, v, splits).counts() for v in ("corrected", "as_published"))
     table = exact.reindex(published.index).join(published, lsuffix=" exact", rsuffix=" published")
@@ -115,5 +115,5 @@ def report(data_root: Path) -> str:
         raise FileNotFoundError(f"{data_root}: no published label files; `make data-merl-splits` fetches them")
     lines = [f"Labels rebuilt from public metadata against the files in {splits} (rows: rebuilt/published)", ""]
     lines += [proofs(data_root, splits).to_string(index=False), ""]
-    lines += ["CSN classes that substring matching changes (trap 2):", csn_pollution(splits).to_string()]
+    lines += ["CSN classes that substring matching changes:", csn_pollution(splits).to_string()]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ Labels are rebuilt from what the releases ship (SCP statements, SNOMED CT codes)
 serve as list of members and as proof. Two variants: `corrected`, and `as_published`, which repeats the two defects of
 the published files (train columns of the PTB-XL subclass read by position; CSN acronyms matched as substrings).
 A class is identified by (task, code): STTC, STE, MI, AVB and AF mean different things in different tasks.
-Reference: D2 to D5 of K-MERL, traps 1, 2, 3, 5, 16, 23.
+Reference: D2 to D5 of K-MERL.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def load_task(
         members = published_members(tables, task.dataset)
         published = _published_labels(task, variant, tables)
         listed = records["record_id"].isin(members["record_id"]).to_numpy()
-        if variant == "as_published":  # two CSN rows have no label there either (trap 3): they stay
+        if variant == "as_published":  # two CSN rows have no label there either: they stay
             empty = members["record_id"][~published.any(1)]
             usable |= records["record_id"].isin(empty).to_numpy() & ~unmapped
     left_out = {
@@ -265,7 +265,7 @@ def csn_acronyms(root: Path) -> dict[str, str]:
 
 
 def _csn_classes(codes: list[str], of_code: dict[str, str], acronyms: list[str], substring: bool) -> set[str] | None:
-    """Acronyms of a record's codes; None where a code has none. substring: "AVB" is in "1AVB" (trap 2)."""
+    """Acronyms of a record's codes; None where a code has none. substring: "AVB" is in "1AVB"."""
     if any(code not in of_code for code in codes):
         return None
     return csn_classes([of_code[code] for code in codes], acronyms, substring)
@@ -279,7 +279,7 @@ def csn_classes(tokens: list[str], acronyms: list[str], substring: bool) -> set[
 
 
 def _by_position(labels: np.ndarray, part: np.ndarray, codes: list[str], train_order: tuple[str, ...]) -> np.ndarray:
-    """Labels as a reader of the published files gets them who goes by column number: train columns swapped (trap 1)."""
+    """Labels as a reader of the published files gets them who goes by column number: train columns swapped."""
     labels, train = labels.copy(), part == "train"
     labels[train] = labels[np.ix_(train, [codes.index(code) for code in train_order])]
     return labels

@@ -1,4 +1,4 @@
-"""ECG findings read from report text, and report quality as agreement on them (MEIT, section 4.3 of the issue: n-gram
+"""ECG findings read from report text, and report quality as agreement on them (MEIT: n-gram
 scores reward template text, this one asks whether the same things are said about the heart).
 
 A lexicon (`findings_lexicon.yaml`) of English, German and Swedish phrases finds mentions of the findings named in

@@ -1,4 +1,4 @@
-"""Linear probing on cached features (reference: Evaluation protocols, Traps 5, 6, 7, 24).
+"""Linear probing on cached features (reference: Evaluation protocols).
 
 Features are extracted once per encoder, in evaluation mode, and a linear layer with one logit per class is trained on
 them. Two named protocols:
@@ -34,7 +34,7 @@ class ProbeConfig:
 
     protocol: str = "corrected"  # corrected | as_published
     ratios: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # shares of the training labels
-    draws: int = 5  # random subsets at every ratio below 1 (Trap 5)
+    draws: int = 5  # random subsets at every ratio below 1
     weight_decays: list[float] = field(default_factory=lambda: [10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4])  # corrected: tried
     max_iter: int = 500  # corrected: L-BFGS iterations per weight decay
     lr: float = 1e-3  # as_published, like all below

@@ -1,7 +1,7 @@
 """From scores to metrics on the six downstream tasks: thresholds, F1, accuracy, and the mean over tasks.
 
-Serves the zero-shot and probing tables of K-MERL, MERL and SuPreME (reference of K-MERL: Evaluation protocols, Traps 4,
-6). Headline is the macro AUROC; F1 and accuracy come in two named protocols:
+Serves the zero-shot and probing tables of K-MERL, MERL and SuPreME (reference of K-MERL: Evaluation
+protocols). Headline is the macro AUROC; F1 and accuracy come in two named protocols:
 
 as_published   "Oracle" F1: per class the maximum over thresholds chosen on the TEST part, where the F1 counts scores at
                the threshold as positive (>=), while the accuracy at that same threshold does not (>).
@@ -22,7 +22,7 @@ from shared.metrics.classification import VERSION, macro_auroc, macro_f1, task_m
 from shared.metrics.interval import Metric, Statistic, mean_scores
 
 PROTOCOLS = ("corrected", "as_published")
-FREQUENT = 10  # positives from which a class counts in the second macro mean (Trap 4)
+FREQUENT = 10  # positives from which a class counts in the second macro mean
 
 
 def best_f1_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def read_index(root: Path) -> pd.DataFrame:
 
 
 def split(index: pd.DataFrame, root: Path, protocol: str = "corrected", seed: int = 0) -> pd.DataFrame:
-    """as_published (MAVL): by IMAGE, 22 of 33 test patients being in train too (Trap 17); mavl/ where its files lie.
+    """as_published (MAVL): by IMAGE, 22 of 33 test patients being in train too; mavl/ where its files lie.
     corrected: the same shares of patients."""
     check_protocol(protocol)
     if protocol == "corrected":

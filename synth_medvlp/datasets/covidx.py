@@ -6,7 +6,7 @@
 | mavl/{train,val,test}_split.csv | the CXR-2 rows in the same form; read where the .txt files are not there |
 | {train,val,test}/FILE | PNG or JPG, many RGB |
 
-Trap 16: nearly all test negatives come from one collection (rsna), which has no positives, and nearly all positives
+Nearly all test negatives come from one collection (rsna), which has no positives, and nearly all positives
 from one hospital, so a source classifier scores high; `source` is kept, so that AUC within a source can be told. The
 first column is a patient in hospital collections and an image in others (rsna: the challenge's "patientId").
 Serves zero-shot and fine-tuned classification of the reference, as a non-headline set.

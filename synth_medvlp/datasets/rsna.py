@@ -64,7 +64,7 @@ def read_index(root: Path) -> pd.DataFrame:
 def read_published(root: Path, protocol: str = "corrected") -> pd.DataFrame:
     """MAVL's own test and validation rows (md.ai paths) as an index; split is val or test.
 
-    as_published: boxes as they stand, 1,074 of 1,704 positive validation rows having repeated ones (Trap 15);
+    as_published: boxes as they stand, 1,074 of 1,704 positive validation rows having repeated ones;
     corrected: each box once. The pixels inside them are the same. Evaluated as published where <root>/mavl/ lies
     (`downstream`), with the images at the md.ai paths below root. Raises CxrReadError: missing file, bad csv, bad
     label, bad box, duplicate id.
@@ -90,7 +90,7 @@ def split(index: pd.DataFrame, root: Path, protocol: str = "corrected", seed: in
     """Of an index of `read_published`: its own parts. Of the challenge's index:
 
     as_published (MGCA): 70 / 15 / 15 % drawn by image. corrected: test 20 %, validation 20 % of the rest, drawn by
-    patient and stratified, so that thresholds are chosen at the prevalence of the test set (Trap 15).
+    patient and stratified, so that thresholds are chosen at the prevalence of the test set.
     """
     check_protocol(protocol)
     if (index.split != "").any():

@@ -8,7 +8,7 @@
 | mavl/{train,val,test}.csv | MAVL's split, the same columns, by annotation row |
 
 Masks: see `synth_medvlp.datasets.masks`; several rows of an image are one mask, their union (MAVL reads unbinarised PNG
-masks, Trap 14; here they are bool). The release names no patients. Serves zero-shot classification, fine-tuning and
+masks; here they are bool). The release names no patients. Serves zero-shot classification, fine-tuning and
 segmentation of the reference.
 """
 
@@ -62,7 +62,7 @@ def read_index(root: Path) -> pd.DataFrame:
 
 def split(index: pd.DataFrame, root: Path, protocol: str = "corrected", seed: int = 0) -> pd.DataFrame:
     """as_published (MAVL): 60 / 20 / 20 % of annotation ROWS, so images with several masks are in several parts, all of
-    them positive (Trap 13); one row of the result per annotation; mavl/ where its files lie. corrected: 65 / 15 / 20 %
+    them positive; one row of the result per annotation; mavl/ where its files lie. corrected: 65 / 15 / 20 %
     of images, stratified by pneumothorax (the reference's own default)."""
     check_protocol(protocol)
     if protocol == "as_published":

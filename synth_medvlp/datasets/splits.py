@@ -1,6 +1,6 @@
 """Seeded splits by annotation row, image or patient, published split files, and the count of what a split shares.
 
-Reference: Data, Validation sets, Traps 13-18. A split is a table with one row per scored item (image_id, patient_id,
+Reference: Data, Validation sets. A split is a table with one row per scored item (image_id, patient_id,
 split in train | val | test); an image may stand in it twice where a published split goes by annotation rows.
 `.attrs["made"]` says whether published files were read or the published rule was drawn again with our seed. Published
 files are those of the repository HieuPhan33/CVPR2024_MAVL (data/<set>/*.csv), put unchanged into <root>/mavl/.

@@ -162,7 +162,7 @@ def test_reconstruction_sees_nothing_of_what_is_masked():
 
 
 def test_mae_tells_masked_positions_apart():
-    """Trap 16: without decoder positions, all masked patches of a volume would be filled in alike."""
+    """Without decoder positions, all masked patches of a volume would be filled in alike."""
     model = models()["mae"].eval()
     keep = torch.arange(0, 64, 4)[None]
     filled = model.reconstruct(toy(1)[0], keep)[0]
@@ -251,7 +251,7 @@ def test_features_are_unit_rows_in_float32_under_autocast():
 
 def test_the_temperature_is_exponentiated_and_bounded():
     model = clip()
-    assert model.scale().item() == pytest.approx(1 / 0.07, rel=1e-5)  # trap 15: not log(1 / 0.07)
+    assert model.scale().item() == pytest.approx(1 / 0.07, rel=1e-5)  # Not log(1 / 0.07)
     torch.nn.init.constant_(model.log_scale, 6.0)
     model.scale().sum().backward()
     assert model.scale().item() == pytest.approx(100, rel=1e-5) and model.log_scale.grad.item() > 0

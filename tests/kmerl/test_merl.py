@@ -112,7 +112,7 @@ def test_round_trip(kind, tmp_path):
     features = model.features(inputs["ecg"])
     assert torch.equal(loaded.features(inputs["ecg"]), features)
     assert features.shape == (6, 32 if "resnet" in kind or kind == "no-uni" else 16)
-    assert model.scores(inputs["ecg"][:1], inputs["queries"][:1] if kind[0] != "s" else None).ndim == 2  # trap 21
+    assert model.scores(inputs["ecg"][:1], inputs["queries"][:1] if kind[0] != "s" else None).ndim == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

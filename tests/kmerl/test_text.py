@@ -40,7 +40,7 @@ def test_every_class_has_an_engineered_text_that_is_more_than_its_name():
 
 
 def test_engineered_texts_are_free_of_the_published_faults():
-    """Trap 20: rotation the wrong way round, ST elevation in ST depression, fibrillation in flutter, other rhythms in
+    """Rotation the wrong way round, ST elevation in ST depression, fibrillation in flutter, other rhythms in
     the normal one, one text for a code that means different things."""
     text_of = prompts()
     assert "counter" not in text_of["csn", "CR"].lower() and "elevat" not in text_of["csn", "STDD"].lower()

@@ -313,7 +313,7 @@ def test_wrong_slope_in_the_table_is_seen_in_the_values(tmp_path):
 
 
 def test_raw_files_put_into_the_folder_of_fixed_ones(tmp_path):
-    """Trap 1 the other way round: raw values where HU are promised."""
+    """Raw values where HU are promised."""
     root = ct_rate(tmp_path / "r", NAMES)
     index = LOADERS["ct-rate"].read_index(root)
     write_nifti(root / index.path[0], (thorax().astype(np.int32) + 8192).astype(np.int16))

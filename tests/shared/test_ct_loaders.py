@@ -26,7 +26,7 @@ def read_all(name, root):
 @pytest.mark.parametrize("intercept", [-1024, -8192])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_ct_rate_v1_and_fixed_give_the_same_volumes(tmp_path, fixed, intercept):
-    """The table's rescale belongs to v1 files alone: on fixed ones it would turn lung and water into air (trap 1)."""
+    """The table's rescale belongs to v1 files alone: on fixed ones it would turn lung and water into air."""
     index, volumes = read_all("ct-rate", ct_rate(tmp_path, NAMES, fixed, intercept))
     assert index.volume_id.tolist() == NAMES
     assert index.study_id.tolist() == [name.rsplit("_", 1)[0] for name in NAMES]

@@ -51,7 +51,7 @@ def test_anatomy_is_where_lps_says(volume):
 @pytest.mark.parametrize("stored", ["LPS", "LAS"])
 @pytest.mark.parametrize("part", [slice(None), slice(0, 40), slice(40, 80), slice(72, None)], ids=str)
 def test_without_form_codes_the_spine_tells_front_from_back(volume, tmp_path, stored, part):
-    """Trap 4, with a heart as dense as bone in front; in every part of the crop."""
+    """Orientation codes of 0, with a heart as dense as bone in front; in every part of the crop."""
     hu = volume.hu[part] if stored == "LPS" else volume.hu[part, ::-1]
     blank = nib.Nifti1Image(np.ascontiguousarray(hu.transpose(2, 1, 0)), None)
     blank.header.set_zooms((1.5, 1.5, 1.5))

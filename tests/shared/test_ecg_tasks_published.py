@@ -43,7 +43,7 @@ POSITIVES = {
     "MI 36/6/15 AFIB 992/124/297 TWC 3288/389/968 PWC 73/3/11 ERV 180/18/68 RVH 20/4/5 LVH 83/8/22 ST 4553/504/1281 "
     "JEB 17/3/5",
 }
-# Trap 2: what exact tokens leave of the polluted classes.
+# What exact tokens leave of the polluted classes.
 CSN_EXACT = "2AVB 18/1/3 VB 3/0/0 SA 1549/163/395 CR 54/9/12 AF 2391/259/690 AVB 123/14/39 ST 3720/404/1030"
 # D5: train rows of the published subsets, and the classes without a positive in them.
 FEW = {
@@ -56,7 +56,7 @@ FEW = {
 # Ids that 1.0.3 dropped, and those whose statements it changed, among the rows of the table with form statements.
 DROPPED = ["141", "458", "3798", "3832", "5817", "7777"]
 CHANGED = ["3797", "7783", "9822", "13803"]
-IN_PTB_XL_350_ONLY = ["137", "139", "140", "141", "142", "143", "145"]  # trap 23
+IN_PTB_XL_350_ONLY = ["137", "139", "140", "141", "142", "143", "145"]
 
 
 def parsed(text: str) -> dict[str, list[int]]:

@@ -147,7 +147,7 @@ def test_a_table_of_counts_gives_the_same_numbers_again(tmp_path):
 def test_masks_of_other_shapes_and_unknown_conventions_are_refused():
     truth, predicted = masks()
     with pytest.raises(ValueError, match="bool"):
-        counts(truth.astype(np.uint8), predicted)  # 0/255 masks would count 255 times (Trap 14)
+        counts(truth.astype(np.uint8), predicted)  # 0/255 masks would count 255 times
     with pytest.raises(ValueError, match="bool"):
         counts(truth[:3], predicted)
     with pytest.raises(ValueError, match="corrected, as_published"):

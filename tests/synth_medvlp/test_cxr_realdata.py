@@ -43,7 +43,7 @@ def test_nih_boxes_lie_in_the_frame_and_belong_to_findings_of_their_image(nih):
 
 
 def test_nih_image_level_draw_shares_patients_as_the_reference_found(nih):
-    """Trap 18: the published 10,816 validation images have 8,576 patients. Drawing as many images at random gives
+    """The published 10,816 validation images have 8,576 patients. Drawing as many images at random gives
     nearly that number and leaves most of these patients in train; drawing patients shares none."""
     published = by_row(nih.image_id.tolist(), {"val": 10_816 / IMAGES, "train": 1 - 10_816 / IMAGES}, seed=0)
     drawn = table(nih, published, "by image")

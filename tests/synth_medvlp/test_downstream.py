@@ -68,7 +68,7 @@ def test_packed_images_masks_and_labels_are_the_loaders(loaded):
             assert of_task.labels[i, 0] == record.labels[of_task.classes[0]] and of_task.part[i] == parts[name_]
         positive = of_task.labels[:, 0] == 1
         assert np.array_equal(hospital.masks[rows].any((1, 2)), positive)
-        assert set(np.unique(hospital.masks)) <= {0, 1}  # Trap 14
+        assert set(np.unique(hospital.masks)) <= {0, 1}
 
 
 def test_uncertain_labels_stand_in_train_only_and_are_never_scored(loaded):

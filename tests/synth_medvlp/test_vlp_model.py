@@ -72,7 +72,7 @@ def test_more_layers_than_there_are(profile, options, key):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("arch", ["resnet", "vit"])
 def test_gradients_reach_all_that_is_trained(profile, arch):
-    """The text head too (Trap 3)."""
+    """The text head too."""
     model = small(profile, image={"arch": arch})
     model(**batch(model)).loss.backward()
     flat = ("key.bias", "local.weight") if arch == "vit" else ("key.bias",)  # a key's bias moves no attention weight
