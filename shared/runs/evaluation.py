@@ -52,14 +52,15 @@ def evaluated(cfg: RunConfig, identity: dict) -> bool:
 
 def keep(cfg: RunConfig, summary: dict, **tables: pd.DataFrame) -> None:
     """Write each table as `<name>.parquet` into the run's folder and, last, the summary as `metrics.json`, whole or not
-    at all: it vouches for the tables. Parts of other evaluations of the run are removed. StoreError where the disk is
-    full."""
+    at all: it vouches for the tables, and says on what data the weights were trained. Parts of other evaluations of the
+    run are removed. StoreError where the disk is full."""
+    run = json.loads(run_file(checkpoint_of(cfg), "run.json").read_text())
     file = cfg.run_dir / "metrics.json"
     file.unlink(missing_ok=True)
     with disk_errors(cfg.run_dir):
         for name, table in tables.items():
             table.to_parquet(cfg.run_dir / f"{name}.parquet", index=False)
-        write_whole(file, dumps(summary))
+        write_whole(file, dumps(summary | {"trained_on": run["data_hash"]}))
     for parts in set(cfg.run_dir.glob("parts-*")) - {cfg.run_dir / f"parts-{summary['evaluation_hash']}"}:
         shutil.rmtree(parts, ignore_errors=True)
 

@@ -55,7 +55,8 @@ def check(cfg: RunConfig) -> None:
 
 
 def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], peak_rss_mb: int) -> None:
-    """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there.
+    """Copy predictions and run facts of `names` into the results folder, beside what earlier calls left there. Seeds of
+    the same experiment that were trained on other data are not listed any more: no mean is taken over both.
 
     `wall_s` is the time of all runs listed there, at `reproduce.jobs` a time, whenever they ran.
     """
@@ -76,6 +77,10 @@ def collect(paper: Paper, cfg: RunConfig, names: list[str], seeds: list[int], pe
                 kept_as = f"{kept.replace('_', '-')}-{run[of]}.parquet"
                 shutil.copy(runs[0] / f"{kept}.parquet", out / "predictions" / kept_as)
             paper.collect(cfg, name, runs, out)
+        for seed in {*seeds_of(facts, name)} - {*seeds}:
+            if facts["runs"][f"{name}/seed{seed}"].get("trained_on") != run.get("trained_on"):
+                print(f"{name}: seed {seed} under {out} was trained on other data and is left out")
+                del facts["runs"][f"{name}/seed{seed}"]
     facts |= {
         "commit": commit(),
         "wall_s": sum(r.get("train_s", 0) + r["evaluation_s"] for r in facts["runs"].values()) / cfg.reproduce.jobs,

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -54,6 +55,26 @@ def test_a_second_call_runs_nothing_again(package, smoke, cache):
     options = ("--config", package.config, f"--runs={smoke / 'runs'}", f"--results={smoke / 'again'}")
     run(f"{package.name}.reproduce", *options, cache=cache)
     assert {p: p.stat().st_mtime_ns for p in (smoke / "runs").glob("**/*.json")} == stamps
+
+
+def test_seeds_that_were_trained_on_other_data_are_left_out(package, smoke, cache):
+    results = smoke / "with-more-seeds"
+    shutil.copytree(smoke / "results", results)
+    file = results / package.name / "smoke" / "runs.json"
+    facts = json.loads(file.read_text())
+    name = importlib.import_module(f"{package.name}.config").parse(["--config", package.config]).reproduce.headline[0]
+    run0 = facts["runs"][f"{name}/seed0"]
+    assert run0["trained_on"]
+    facts["runs"] |= {f"{name}/seed8": run0, f"{name}/seed9": run0 | {"trained_on": "other data"}}
+    file.write_text(json.dumps(facts))
+    predictions = file.parent / "predictions"
+    shutil.copy(predictions / f"{name}-seed0.parquet", predictions / f"{name}-seed8.parquet")
+    options = ("--config", package.config, f"--runs={smoke / 'runs'}", f"--results={results}")
+    printed = run(f"{package.name}.reproduce", *options, cache=cache)
+    assert f"{name}: seed 9 under" in printed and f"{name}: seed 8" not in printed
+    assert {f"{name}/seed0", f"{name}/seed8"} == {
+        r for r in json.loads(file.read_text())["runs"] if r.startswith(f"{name}/")
+    }
 
 
 def test_only_the_tiers_own_headline_from_nothing_is_timed(package, tmp_path, monkeypatch):
