@@ -45,6 +45,7 @@ class Evaluation(TaskEvaluation):
     prior: dict[str, np.ndarray]  # data set -> share of positives [n_slots] among the training labels of the tasks
     other: dict[str, str]  # control: class -> the class in whose name it is asked
     parts: Path
+    known: tuple[str, np.ndarray] = ("", np.zeros(0))  # task, features of its images: every share and draw takes them
 
     def run(self, dataset: str, rows: np.ndarray, spec: Input, what: str) -> np.ndarray:
         """`scores` [n, n_slots] or `features` [n, d] of images by number."""
@@ -111,8 +112,9 @@ class Evaluation(TaskEvaluation):
         return of
 
     def fit_linear(self, release: Release, task: Task, train: np.ndarray, draw: int) -> dict[str, np.ndarray]:
-        features = self.run(release.dataset, release.row_of(task), Input("image"), "features")
-        return finetune.linear(features, task, train)
+        if self.known[0] != task.name:
+            self.known = task.name, self.run(release.dataset, release.row_of(task), Input("image"), "features")
+        return finetune.linear(self.known[1], task, train)
 
     def fit_classes(self, release: Release, task: Task, train: np.ndarray, draw: int) -> dict[str, np.ndarray]:
         cfg = self.cfg
