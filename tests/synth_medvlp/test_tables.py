@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from shared.metrics.classification import macro_auroc
 from shared.metrics.segmentation import counts, dice_per_image, pixel_auprc
-from shared.runs.evidence import Scored
+from shared.runs.evidence import Scored, comparable
 from synth_medvlp import classes, figures, tables
 from synth_medvlp.classes import correlations, finding_behind, frequent_headline, kept, share_of_finding
 from synth_medvlp.config import Config, DataConfig
@@ -151,14 +151,16 @@ def test_unequal_seeds_are_compared_over_those_that_both_have():
     whole = {row[0]: row[1:] for row in tables.regime_table(scored)["rows"]}["zero-shot, ConVIRT"]
     scored["mix@image"].seeds = [0, 1, 2]
     scored["mix@image"].scores = {m: of[:3] for m, of in scored["mix@image"].scores.items()}
-    some = {row[0]: row[1:] for row in tables.regime_table(scored)["rows"]}["zero-shot, ConVIRT"]
+    table = tables.regime_table(scored)
+    some = {row[0]: row[1:] for row in table["rows"]}["zero-shot, ConVIRT"]
+    assert table["columns"][1] == "seeds" and some.pop(0) == "3 to 5"
     assert some[0] == whole[0] and some[1] != whole[1]
     values = {n: [m.value for m in scored[f"{n}@image"].scores["auroc_headline"]][:3] for n in ("real", "mix")}
     assert some[1][0] == pytest.approx(np.mean(np.subtract(values["mix"], values["real"])))
     rows = {tuple(row[:2]): row[2] for row in tables.difference_table(scored, facts)["rows"]}
     assert rows["mix − real", "headline mean"][0] == pytest.approx(some[1][0])
     scored["mix@image"].seeds = [5, 6, 7]
-    assert not tables.comparable(scored, "mix@image", "real@image")
+    assert not comparable(scored, "mix@image", "real@image")
 
 
 def test_half_real_pairs_stand_beside_the_real_pairs_of_the_same_records():
