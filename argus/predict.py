@@ -29,8 +29,8 @@ from shared.ct.geometry import Geometry, prepare
 from shared.ct.volume import CtVolume
 from shared.metrics.figures import DPI, save
 from shared.runs.checkpoint import run_file
-from shared.runs.evaluation import device
 from shared.runs.predict import predict_parser, refusals
+from shared.runs.processes import device
 
 
 def read(path: Path, series_uid: str = "") -> CtVolume:

@@ -233,10 +233,9 @@ def tuned_table(scored: dict[str, Scored], facts: dict, kind: str, title: str) -
 def mask_table(scored: dict[str, Scored], prefix: str, title: str, of: dict[str, str]) -> dict:
     rows = {}
     for label, key in of.items():
-        if key in scored:
-            rows[label] = levels(scored, {m: (key, m) for m in MASKS if m in scored[key].scores})
+        rows[label] = levels(scored, {m: (key, m) for m in MASKS})
     note = "Mean over RSNA, SIIM and COVID Rural; over images with a mask unless said; [95 % interval]."
-    if WHOLE_IMAGE in rows:  # the same constant map, thresholded and pointed at
+    if rows.get(WHOLE_IMAGE):  # the same constant map, thresholded and pointed at
         rows[RANDOM_PIXEL] = {m: rows[WHOLE_IMAGE].pop(m) for m in ("pointing", "pixel_auprc")}
         rows[RANDOM_PIXEL][SEEDS] = rows[WHOLE_IMAGE][SEEDS]
         note += " A random pixel: the hits and the AUPRC to be expected of it, the share of the image in the mask."
